@@ -1,0 +1,6 @@
+//! A client of `google.longrunning.Operations` over gRPC.
+
+pub mod proto;
+mod status;
+
+pub use self::status::{Origin, StatusExt};

@@ -1,0 +1,99 @@
+//! The messages of `google.longrunning` and `google.rpc`, and the raw stubs.
+//!
+//! All of it is generated from the vendored `proto` folder. Every method of
+//! [`OperationsClient`](crate::OperationsClient) takes its request message, or a whole
+//! [`tonic::Request`] of it, or simply the name that it would hold:
+//!
+//! ```
+//! use longrunning::proto::CancelOperationRequest;
+//! use tonic::IntoRequest;
+//!
+//! let request: tonic::Request<CancelOperationRequest> = "operations/1".into_request();
+//! assert_eq!(request.get_ref().name, "operations/1");
+//! ```
+
+use tonic::{IntoRequest, Request};
+
+#[cfg(feature = "emulator")]
+pub use self::generated::google::longrunning::operations_server;
+pub use self::generated::google::longrunning::{
+    CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
+    ListOperationsResponse, Operation, OperationInfo, WaitOperationRequest, operation,
+    operations_client,
+};
+
+/// The messages of `google.rpc`: statuses that travel inside messages, and their typed details.
+pub mod rpc {
+    pub use super::generated::google::rpc::{
+        BadRequest, Code, DebugInfo, ErrorInfo, Help, LocalizedMessage, PreconditionFailure,
+        QuotaFailure, RequestInfo, ResourceInfo, RetryInfo, Status, bad_request, help,
+        precondition_failure, quota_failure,
+    };
+}
+
+#[allow(
+    missing_docs,
+    rustdoc::all,
+    clippy::all,
+    clippy::unwrap_used,
+    unreachable_pub
+)]
+mod generated {
+    pub mod google {
+        pub mod longrunning {
+            include!(concat!(env!("OUT_DIR"), "/google.longrunning.rs"));
+        }
+        pub mod rpc {
+            include!(concat!(env!("OUT_DIR"), "/google.rpc.rs"));
+        }
+    }
+}
+
+/// Makes a request of a name, in each form that a name is held in.
+macro_rules! a_name_is_a_request {
+    ($($request:ident),*) => {$(
+        impl IntoRequest<$request> for String {
+            fn into_request(self) -> Request<$request> {
+                Request::new($request { name: self, ..Default::default() })
+            }
+        }
+
+        impl IntoRequest<$request> for &str {
+            fn into_request(self) -> Request<$request> {
+                self.to_owned().into_request()
+            }
+        }
+
+        impl IntoRequest<$request> for &String {
+            fn into_request(self) -> Request<$request> {
+                self.clone().into_request()
+            }
+        }
+    )*};
+}
+
+a_name_is_a_request!(
+    CancelOperationRequest,
+    DeleteOperationRequest,
+    GetOperationRequest,
+    ListOperationsRequest,
+    WaitOperationRequest
+);
+
+/// Makes a request of the operation that it is about.
+macro_rules! an_operation_is_a_request {
+    ($($request:ident),*) => {$(
+        impl IntoRequest<$request> for &Operation {
+            fn into_request(self) -> Request<$request> {
+                self.name.clone().into_request()
+            }
+        }
+    )*};
+}
+
+an_operation_is_a_request!(
+    CancelOperationRequest,
+    DeleteOperationRequest,
+    GetOperationRequest,
+    WaitOperationRequest
+);
