@@ -53,6 +53,7 @@ mod generated {
 macro_rules! a_name_is_a_request {
     ($($request:ident),*) => {$(
         impl IntoRequest<$request> for String {
+            #[allow(clippy::needless_update)] // some of them hold nothing but the name
             fn into_request(self) -> Request<$request> {
                 Request::new($request { name: self, ..Default::default() })
             }

@@ -153,12 +153,12 @@ pub(crate) fn caused(
     code: Code,
     message: impl Into<String>,
     origin: Origin,
-    cause: impl Into<Arc<dyn Error + Send + Sync>>,
+    cause: impl Into<Box<dyn Error + Send + Sync>>,
 ) -> Status {
     let mut status = Status::new(code, message);
     status.set_source(Arc::new(Marker {
         origin,
-        cause: Some(cause.into()),
+        cause: Some(cause.into().into()),
     }));
     status
 }

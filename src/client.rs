@@ -1,0 +1,329 @@
+//! The client: the five RPCs, and what every call shares.
+
+mod answer;
+mod deadline;
+mod header;
+mod rpc;
+
+use std::{error::Error as _, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, IntoRequest, Request, Response, Status, body::Body, client::GrpcService};
+use tower::BoxError;
+
+use self::{answer::Answering, rpc::Rpc};
+use crate::{
+    operation::Operation,
+    proto::{
+        CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
+        ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
+    },
+    status::{Origin, caused, local, mark},
+};
+
+/// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
+///
+/// Each method takes the operation's name, an [`Operation`], a request message, or a whole
+/// [`tonic::Request`] with metadata and a timeout of its own. Every method may be called by any
+/// number of tasks at once. A future that is dropped ends its call: the server is told so, but may
+/// have done the work already.
+///
+/// Errors are [`tonic::Status`]: the server's own, unchanged, or one that this client made of the
+/// call's end; [`StatusExt::origin`](crate::StatusExt::origin) tells which. These can come from
+/// every method:
+///
+/// - `INVALID_ARGUMENT`: the name is empty, or the name or the metadata are too long for a header.
+///   Nothing was sent.
+/// - `DEADLINE_EXCEEDED`: the time was up. The server may have done the work all the same.
+/// - `UNAVAILABLE`: the server could not be reached, or the connection broke.
+/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction.
+/// - `INTERNAL`: the answer is not what the protocol allows.
+/// - `UNKNOWN`: the answer ended without a status.
+#[derive(Clone, Debug)]
+pub struct OperationsClient<S> {
+    stack: S,
+    settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Settings {
+    /// As the user set it, for all methods but Wait with a timeout of its own.
+    timeout: Option<Duration>,
+    max_decoding_message_size: Option<usize>,
+    max_encoding_message_size: Option<usize>,
+}
+
+/// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
+/// server in this very process, or any of them under layers of one's own.
+///
+/// There is nothing to implement: it is an alias for the bounds.
+///
+/// [`Channel`]: https://docs.rs/tonic/0.14/tonic/transport/struct.Channel.html
+/// [`InterceptedService`]: tonic::service::interceptor::InterceptedService
+pub trait Stack:
+    Clone
+    + GrpcService<
+        Body,
+        Error: Into<BoxError>,
+        Future: Send,
+        ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    > + Send
+    + 'static
+{
+}
+
+impl<S> Stack for S where
+    S: Clone
+        + GrpcService<
+            Body,
+            Error: Into<BoxError>,
+            Future: Send,
+            ResponseBody: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+        > + Send
+        + 'static
+{
+}
+
+impl<S> OperationsClient<S> {
+    /// Makes a client over a stack that is there already.
+    ///
+    /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
+    /// retries are the stack's own, unless asked for here; the timeout that a request carries is
+    /// always kept.
+    pub const fn new(stack: S) -> Self {
+        let settings = Settings {
+            timeout: None,
+            max_decoding_message_size: None,
+            max_encoding_message_size: None,
+        };
+        Self { stack, settings }
+    }
+
+    /// Sets how long a call may take, all its attempts together.
+    ///
+    /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
+    /// timeout takes at most that and 10 seconds.
+    #[must_use]
+    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many bytes an answer may have. Default is 4 MiB.
+    ///
+    /// A larger one is `RESOURCE_EXHAUSTED`.
+    #[must_use]
+    pub const fn with_max_decoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_decoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sets how many bytes a request may have. Default is no limit.
+    ///
+    /// A larger one is `RESOURCE_EXHAUSTED`; nothing is sent.
+    #[must_use]
+    pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_encoding_message_size = Some(bytes);
+        self
+    }
+}
+
+impl<S: Stack> OperationsClient<S> {
+    /// Asks the server to stop an operation.
+    ///
+    /// Best effort: success means that the server took the request, not that the operation is
+    /// stopped. It is not deleted either; one that was stopped becomes done with the error code 1
+    /// (`CANCELLED`). [`get_operation`](Self::get_operation) tells whether it was, or whether it
+    /// completed despite the request.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")]
+    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// client.cancel_operation("projects/p/locations/us-central1/operations/ICN42").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [every method](Self), and those of the server, among them:
+    ///
+    /// - `NOT_FOUND`: it knows no such operation.
+    /// - `UNIMPLEMENTED`: it cannot cancel operations.
+    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: some servers, where the operation is done
+    ///   already or cannot be cancelled.
+    pub async fn cancel_operation(
+        &self,
+        request: impl IntoRequest<CancelOperationRequest>,
+    ) -> Result<(), Status> {
+        self.call(request.into_request()).await
+    }
+
+    /// Returns the latest state of an operation.
+    ///
+    /// # Errors
+    ///
+    /// Those of [every method](Self), and those of the server, among them `NOT_FOUND`: it knows no
+    /// such operation, or has forgotten it.
+    pub async fn get_operation(
+        &self,
+        request: impl IntoRequest<GetOperationRequest>,
+    ) -> Result<Operation, Status> {
+        self.call(request.into_request()).await
+    }
+
+    /// Tells the server to forget an operation. This does not stop it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [every method](Self), and those of the server, among them:
+    ///
+    /// - `NOT_FOUND`: it knows no such operation.
+    /// - `UNIMPLEMENTED`: it cannot delete operations.
+    pub async fn delete_operation(
+        &self,
+        request: impl IntoRequest<DeleteOperationRequest>,
+    ) -> Result<(), Status> {
+        self.call(request.into_request()).await
+    }
+
+    /// Returns one page of the operations under a parent, such as `projects/p/locations/l`.
+    ///
+    /// The parent alone asks for the first page of all of them; filter, page size and page token
+    /// are fields of [`ListOperationsRequest`]. An empty parent is sent as it is: to some servers
+    /// it means the only parent that they have.
+    ///
+    /// # Errors
+    ///
+    /// Those of [every method](Self), and those of the server, among them:
+    ///
+    /// - `INVALID_ARGUMENT`: it does not understand the filter, or the page token.
+    /// - `UNIMPLEMENTED`: it cannot list operations.
+    pub async fn list_operations(
+        &self,
+        request: impl IntoRequest<ListOperationsRequest>,
+    ) -> Result<ListOperationsResponse, Status> {
+        self.call(request.into_request()).await
+    }
+
+    /// Returns the state of an operation once it is done, or once the request's timeout is over.
+    ///
+    /// The server may answer earlier; without a timeout in the request, when it likes. Look at
+    /// [`Operation::outcome`] to see whether the operation is done.
+    ///
+    /// # Errors
+    ///
+    /// Those of [every method](Self), and those of the server, among them:
+    ///
+    /// - `NOT_FOUND`: it knows no such operation.
+    /// - `UNIMPLEMENTED`: it cannot wait; ask with [`get_operation`](Self::get_operation).
+    pub async fn wait_operation(
+        &self,
+        request: impl IntoRequest<WaitOperationRequest>,
+    ) -> Result<Operation, Status> {
+        self.call(request.into_request()).await
+    }
+
+    async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
+        self.prepare(&mut request)?;
+        let timeout = deadline::timeout_in(request.metadata())?;
+        let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
+        let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
+        let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
+            return self.attempt(request, None).await;
+        };
+        if timeout.is_zero() {
+            return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
+        }
+        match timeout_at(deadline, self.attempt(request, Some(deadline))).await {
+            // A server that times itself may say CANCELLED of its own accord, and so may a
+            // reset that crosses the deadline. The time is up all the same.
+            Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
+                let message = late::<R>(timeout);
+                Err(caused(
+                    Code::DeadlineExceeded,
+                    message,
+                    Origin::Client,
+                    status,
+                ))
+            }
+            Ok(result) => result,
+            Err(_) => Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
+        }
+    }
+
+    /// Refuses what can never be meant, and adds the headers that every attempt carries.
+    fn prepare<R: Rpc>(&self, request: &mut Request<R>) -> Result<(), Status> {
+        let name = request.get_ref().name();
+        let routing = match name {
+            "" if !R::NAME_MAY_BE_EMPTY => {
+                return Err(local(
+                    Code::InvalidArgument,
+                    "the operation's name is empty: give one such as \"operations/1\"",
+                ));
+            }
+            "" => None,
+            name => Some(header::routing(name)?),
+        };
+        let bytes = request.get_ref().encoded_len();
+        if let Some(limit) = self
+            .settings
+            .max_encoding_message_size
+            .filter(|limit| bytes > *limit)
+        {
+            return Err(local(
+                Code::ResourceExhausted,
+                format!("the request is {bytes} bytes: the limit is {limit}"),
+            ));
+        }
+        header::bounded(request.metadata())?;
+        let metadata = request.metadata_mut();
+        if let Some(routing) = routing.filter(|_| R::HAS_HTTP_RULE) {
+            header::or_insert(metadata, header::REQUEST_PARAMS, || routing);
+        }
+        header::or_insert(metadata, header::API_CLIENT, header::api_client);
+        Ok(())
+    }
+
+    async fn attempt<R: Rpc>(
+        &self,
+        mut request: Request<R>,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        if let Some(deadline) = deadline {
+            deadline::tell(request.metadata_mut(), deadline);
+        }
+        let mut stub = Stub::new(Answering::new(self.stack.clone()));
+        if let Some(limit) = self.settings.max_decoding_message_size {
+            stub = stub.max_decoding_message_size(limit);
+        }
+        R::send(stub, request)
+            .await
+            .map(Response::into_inner)
+            .map_err(decided_by_the_stub)
+    }
+}
+
+fn late<R: Rpc>(timeout: Duration) -> String {
+    format!("no answer to {} within {timeout:?}", R::METHOD)
+}
+
+/// Notes on a status that no answer brought that the stub made it, of an answer it cannot read or
+/// a request that it will not send.
+fn decided_by_the_stub(status: Status) -> Status {
+    if status.source().is_some() {
+        return status;
+    }
+    let code = match status.code() {
+        // tonic's code for a message beyond the limit; gRPC's is the other.
+        Code::OutOfRange => Code::ResourceExhausted,
+        // tonic's code for a compression that it does not know. The method may well be there.
+        Code::Unimplemented => Code::Internal,
+        code => code,
+    };
+    mark(
+        Status::with_metadata(code, status.message(), status.metadata().clone()),
+        Origin::Client,
+    )
+}

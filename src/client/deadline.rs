@@ -1,0 +1,164 @@
+//! When a call must have ended, and how `grpc-timeout` says so.
+
+use std::time::Duration;
+
+use tokio::{runtime::Handle, time::Instant};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+
+use crate::status::local;
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// The units of `grpc-timeout`, in nanoseconds, the finest first.
+const UNITS: [(char, u64); 6] = [
+    ('n', 1),
+    ('u', 1_000),
+    ('m', 1_000_000),
+    ('S', 1_000_000_000),
+    ('M', 60_000_000_000),
+    ('H', 3_600_000_000_000),
+];
+
+/// At most so many digits, see
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>.
+const DIGITS: usize = 8;
+
+/// The instant at which a call's time is up.
+///
+/// # Errors
+///
+/// `FAILED_PRECONDITION` outside a tokio runtime: nothing could wake the call.
+pub(crate) fn deadline(timeout: Duration) -> Result<Option<Instant>, Status> {
+    if Handle::try_current().is_err() {
+        return Err(local(
+            Code::FailedPrecondition,
+            "a call with a timeout needs a tokio runtime: make it within one",
+        ));
+    }
+    // A time so far off that no clock reaches it is no limit.
+    Ok(Instant::now().checked_add(timeout))
+}
+
+/// Reads the timeout that a caller has put into the metadata.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`: it is not a timeout as gRPC writes it.
+pub(crate) fn timeout_in(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = metadata.get(GRPC_TIMEOUT) else {
+        return Ok(None);
+    };
+    let parsed = value.to_str().ok().and_then(parse);
+    parsed.map(Some).ok_or_else(|| {
+        local(
+            Code::InvalidArgument,
+            format!(
+                "grpc-timeout {value:?} is not up to {DIGITS} digits and one of H, M, S, m, u, n"
+            ),
+        )
+    })
+}
+
+fn parse(value: &str) -> Option<Duration> {
+    let unit = value.chars().next_back()?;
+    let (_, nanos) = UNITS.into_iter().find(|(letter, _)| *letter == unit)?;
+    let digits = &value[..value.len() - unit.len_utf8()];
+    if digits.len() > DIGITS || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    // 8 digits of hours are 3.6e20 nanoseconds, more than a `u64` holds.
+    Some(
+        Duration::from_secs(nanos / 1_000_000_000 * count)
+            + Duration::from_nanos(nanos % 1_000_000_000 * count),
+    )
+}
+
+/// Tells the server how much time is left.
+pub(crate) fn tell(metadata: &mut MetadataMap, deadline: Instant) {
+    let left = grpc_timeout(deadline.saturating_duration_since(Instant::now()));
+    if let Ok(value) = MetadataValue::try_from(left) {
+        metadata.insert(GRPC_TIMEOUT, value);
+    }
+}
+
+/// Writes a timeout in the finest unit that holds it.
+///
+/// Rounded up: the server must not call the time up before the client does.
+fn grpc_timeout(timeout: Duration) -> String {
+    let nanos = timeout.as_nanos();
+    let most = 10_u128.pow(DIGITS as u32) - 1;
+    let fits = UNITS
+        .into_iter()
+        .map(|(letter, unit)| (letter, nanos.div_ceil(unit.into())));
+    let (letter, count) = fits
+        .clone()
+        .find(|(_, count)| *count <= most)
+        .unwrap_or(('H', most));
+    format!("{count}{letter}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_written_in_the_finest_unit_that_holds_it() {
+        let table = [
+            (Duration::ZERO, "0n"),
+            (Duration::from_millis(99), "99000000n"),
+            (Duration::from_millis(100), "100000u"),
+            (Duration::from_secs(10), "10000000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_nanos(100_000_000_001), "100001m"),
+            (Duration::MAX, "99999999H"),
+        ];
+        for (timeout, written) in table {
+            assert_eq!(grpc_timeout(timeout), written);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_timeout_is_refused_by_name() {
+        for value in [
+            "",
+            "1",
+            "u",
+            "1s",
+            "-1S",
+            "+1S",
+            "123456789S",
+            "1.5S",
+            "1 S",
+            "é",
+        ] {
+            let mut metadata = MetadataMap::new();
+            let bytes = http::HeaderValue::from_bytes(value.as_bytes()).expect("legal bytes");
+            let value = MetadataValue::try_from(bytes.as_bytes()).expect("legal");
+            metadata.insert(GRPC_TIMEOUT, value);
+            let status = timeout_in(&metadata).expect_err("not a timeout");
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert!(status.message().starts_with("grpc-timeout \""), "{status}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_timeout_read_back_is_never_shorter_and_hardly_longer(nanos in 0..u64::MAX) {
+            let timeout = Duration::from_nanos(nanos);
+            let read = parse(&grpc_timeout(timeout)).expect("what is written can be read");
+            prop_assert!(read >= timeout);
+            prop_assert!(read - timeout <= timeout / 1_000_000);
+        }
+
+        #[test]
+        fn no_text_panics(value: String) {
+            let _ = parse(&value);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The headers that every call carries, and the bounds of those that the caller adds.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tonic::{
+    Code, Status,
+    metadata::{Ascii, KeyAndValueRef, MetadataMap, MetadataValue},
+};
+
+use crate::status::local;
+
+pub(crate) const REQUEST_PARAMS: &str = "x-goog-request-params";
+pub(crate) const API_CLIENT: &str = "x-goog-api-client";
+
+/// Who calls, for the statistics of Google's services.
+pub(crate) fn api_client() -> MetadataValue<Ascii> {
+    MetadataValue::from_static(env!("LONGRUNNING_API_CLIENT"))
+}
+
+/// More makes servers close the connection, and fails the calls beside this one.
+const MAX_BYTES: usize = 8 << 10;
+
+/// All but the unreserved characters of [RFC 6570](https://www.rfc-editor.org/rfc/rfc6570#section-3.2.2).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The routing header of a name, see [AIP-4222](https://google.aip.dev/client-libraries/4222).
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`: the name is too long for a header.
+pub(crate) fn routing(name: &str) -> Result<MetadataValue<Ascii>, Status> {
+    const KEY: &str = "name=";
+    let mut header = String::with_capacity(KEY.len() + name.len() + name.len() / 2);
+    header.push_str(KEY);
+    for part in utf8_percent_encode(name, RESERVED) {
+        if header.len() + part.len() > MAX_BYTES {
+            return Err(too_long(name));
+        }
+        header.push_str(part);
+    }
+    let mut value = MetadataValue::try_from(header).map_err(|_| too_long(name))?;
+    // It differs with every operation: indexed, it would only push others out of HPACK's table.
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn too_long(name: &str) -> Status {
+    let start: String = name.chars().take(40).collect();
+    local(
+        Code::InvalidArgument,
+        format!(
+            "the operation's name {start:?}.. of {} bytes makes a routing header of more than {MAX_BYTES} bytes",
+            name.len()
+        ),
+    )
+}
+
+/// Adds a header, unless the caller has: whose value counts.
+pub(crate) fn or_insert(
+    metadata: &mut MetadataMap,
+    key: &'static str,
+    value: impl FnOnce() -> MetadataValue<Ascii>,
+) {
+    if !metadata.contains_key(key) {
+        metadata.insert(key, value());
+    }
+}
+
+/// Holds the caller's own metadata to the bound of the routing header.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`: it is larger.
+pub(crate) fn bounded(metadata: &MetadataMap) -> Result<(), Status> {
+    let bytes: usize = metadata
+        .iter()
+        .map(|entry| match entry {
+            KeyAndValueRef::Ascii(key, value) => {
+                key.as_str().len() + value.as_encoded_bytes().len()
+            }
+            KeyAndValueRef::Binary(key, value) => {
+                key.as_str().len() + value.as_encoded_bytes().len()
+            }
+        })
+        .sum();
+    if bytes <= MAX_BYTES {
+        return Ok(());
+    }
+    Err(local(
+        Code::InvalidArgument,
+        format!("the request's metadata is {bytes} bytes: send at most {MAX_BYTES}"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use percent_encoding::percent_decode_str;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn header(name: &str) -> String {
+        let value = routing(name).expect("short enough");
+        value.to_str().expect("ASCII").to_owned()
+    }
+
+    #[test]
+    fn only_unreserved_characters_stay_as_they_are() {
+        assert_eq!(
+            header("operations/a-b.c_d~e"),
+            "name=operations%2Fa-b.c_d~e"
+        );
+        assert_eq!(header("a b+c%d=e&f"), "name=a%20b%2Bc%25d%3De%26f");
+        assert_eq!(header("é\r\nx: y"), "name=%C3%A9%0D%0Ax%3A%20y");
+    }
+
+    #[test]
+    fn a_name_that_makes_too_long_a_header_is_refused() {
+        let longest = "a".repeat(MAX_BYTES - "name=".len());
+        assert_eq!(header(&longest).len(), MAX_BYTES);
+        for name in [format!("{longest}a"), "/".repeat(MAX_BYTES / 3)] {
+            let status = routing(&name).expect_err("too long");
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert!(
+                status
+                    .message()
+                    .contains(&format!("of {} bytes", name.len())),
+                "{status}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_one_header_that_decodes_to_it(name in vec(any::<char>(), 0..400)) {
+            let name: String = name.into_iter().collect();
+            let header = header(&name);
+            let (key, value) = header.split_once('=').expect("key=value");
+            prop_assert_eq!(key, "name");
+            prop_assert!(value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b)));
+            prop_assert_eq!(percent_decode_str(value).decode_utf8().expect("UTF-8"), name);
+        }
+    }
+}

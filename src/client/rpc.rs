@@ -1,0 +1,131 @@
+//! The request messages, each with the RPC that it belongs to.
+
+use std::time::Duration;
+
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use super::{Stack, answer::Answering};
+use crate::proto::{
+    CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
+    ListOperationsResponse, Operation, WaitOperationRequest,
+    operations_client::OperationsClient as Stub,
+};
+
+/// A request message, and the RPC that it belongs to.
+pub(crate) trait Rpc: Message + Sized + 'static {
+    type Answer;
+
+    const METHOD: &'static str;
+
+    /// Whether the service's HTTP rules know it. Routing headers are for those which they know.
+    const HAS_HTTP_RULE: bool = true;
+
+    const NAME_MAY_BE_EMPTY: bool = false;
+
+    fn name(&self) -> &str;
+
+    /// How long the call may take, of what the client is set to.
+    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
+        client
+    }
+
+    fn send<S: Stack>(
+        stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+}
+
+impl Rpc for CancelOperationRequest {
+    type Answer = ();
+
+    const METHOD: &'static str = "CancelOperation";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send<S: Stack>(
+        mut stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> Result<Response<()>, Status> {
+        stub.cancel_operation(request).await
+    }
+}
+
+impl Rpc for GetOperationRequest {
+    type Answer = Operation;
+
+    const METHOD: &'static str = "GetOperation";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send<S: Stack>(
+        mut stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> Result<Response<Operation>, Status> {
+        stub.get_operation(request).await
+    }
+}
+
+impl Rpc for DeleteOperationRequest {
+    type Answer = ();
+
+    const METHOD: &'static str = "DeleteOperation";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send<S: Stack>(
+        mut stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> Result<Response<()>, Status> {
+        stub.delete_operation(request).await
+    }
+}
+
+impl Rpc for ListOperationsRequest {
+    type Answer = ListOperationsResponse;
+
+    const METHOD: &'static str = "ListOperations";
+    const NAME_MAY_BE_EMPTY: bool = true;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send<S: Stack>(
+        mut stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        stub.list_operations(request).await
+    }
+}
+
+impl Rpc for WaitOperationRequest {
+    type Answer = Operation;
+
+    const METHOD: &'static str = "WaitOperation";
+    const HAS_HTTP_RULE: bool = false;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
+        /// For the answer to arrive, once the server has waited.
+        const MARGIN: Duration = Duration::from_secs(10);
+        let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
+        client.map(|client| wait.map_or(client, |wait| wait.saturating_add(MARGIN)))
+    }
+
+    async fn send<S: Stack>(
+        mut stub: Stub<Answering<S>>,
+        request: Request<Self>,
+    ) -> Result<Response<Operation>, Status> {
+        stub.wait_operation(request).await
+    }
+}
