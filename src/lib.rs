@@ -1,5 +1,7 @@
 //! A client of `google.longrunning.Operations` over gRPC.
 
+#[cfg(feature = "emulator")]
+pub mod emulator;
 pub mod proto;
 mod status;
 
