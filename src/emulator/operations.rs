@@ -277,8 +277,13 @@ impl Record {
 }
 
 pub(super) fn pack<M: Message + Name>(message: &M) -> Any {
+    let type_url = match M::type_url() {
+        // Generated without a domain: Google's services always give theirs.
+        url if url.starts_with('/') => format!("type.googleapis.com{url}"),
+        url => url,
+    };
     Any {
-        type_url: M::type_url(),
+        type_url,
         value: message.encode_to_vec(),
     }
 }

@@ -118,9 +118,13 @@ async fn calls_in_process_are_on_record_too() {
     let (emulator, _) = emulator().await;
     let mut client = OperationsClient::new(emulator.service());
     client.cancel_operation(NAME).await.expect("it runs");
-    assert_eq!(emulator.calls()[0].method(), Method::Cancel);
-    let abandoned = client.wait_operation("operations/none");
-    drop(abandoned);
+    emulator.start_operation("operations/2").expect("it is new");
+    let wait = client.wait_operation("operations/2");
+    let soon = tokio::time::timeout(Duration::ZERO, wait).await;
+    soon.expect_err("it runs on");
+    let calls = emulator.calls();
+    assert_eq!(calls[0].method(), Method::Cancel);
+    assert_eq!(calls[1].outcome(), CallOutcome::Abandoned);
 }
 
 #[tokio::test]
