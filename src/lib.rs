@@ -1,6 +1,8 @@
 //! A client of `google.longrunning.Operations` over gRPC.
 
 mod client;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 mod operation;
 pub mod proto;
 mod status;
