@@ -2,8 +2,8 @@
 
 #![allow(dead_code)] // each test file uses its part
 
-pub mod server;
-pub mod wire;
+pub(crate) mod server;
+pub(crate) mod wire;
 
 use std::{
     sync::{
@@ -19,14 +19,14 @@ use tokio::sync::oneshot;
 /// A runtime on its own thread, that runs one future until it is stopped or the future ends.
 ///
 /// Dropped, it ends everything on it at once, sockets included, and passes on a panic of its own.
-pub struct Stage {
+pub(crate) struct Stage {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     panicked: Arc<AtomicBool>,
 }
 
 impl Stage {
-    pub fn run<F>(future: F) -> Self
+    pub(crate) fn run<F>(future: F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -75,7 +75,7 @@ impl Drop for Stage {
 }
 
 /// Waits until something holds, and fails with its name if it does not within 10 seconds.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !holds() {
         assert!(begin.elapsed() < Duration::from_secs(10), "never: {what}");
@@ -84,7 +84,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The least, the middle and the largest of some times.
-pub fn summary(times: &Mutex<Vec<Duration>>) -> String {
+pub(crate) fn summary(times: &Mutex<Vec<Duration>>) -> String {
     let mut times = times.lock().expect("no panic").clone();
     times.sort_unstable();
     match times.len() {

@@ -27,15 +27,15 @@ use super::Stage;
 
 /// How a server behaves.
 #[derive(Clone, Debug)]
-pub struct Habits {
+pub(crate) struct Habits {
     /// How many streams it allows on a connection; `None`: it does not say.
-    pub streams: Option<u32>,
+    pub(crate) streams: Option<u32>,
     /// How long it takes to answer.
-    pub latency: Duration,
+    pub(crate) latency: Duration,
     /// After how long a connection is told to go away.
-    pub age: Option<Duration>,
+    pub(crate) age: Option<Duration>,
     /// How many bytes of response an answer has.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Default for Habits {
@@ -51,59 +51,59 @@ impl Default for Habits {
 
 /// What a server has seen.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Connections accepted.
-    pub connections: AtomicUsize,
+    pub(crate) connections: AtomicUsize,
     /// Connections that are open.
-    pub open: AtomicUsize,
+    pub(crate) open: AtomicUsize,
     /// Calls begun.
-    pub calls: AtomicUsize,
+    pub(crate) calls: AtomicUsize,
     /// Calls answered.
-    pub answers: AtomicUsize,
+    pub(crate) answers: AtomicUsize,
     /// Calls that the client reset before the answer.
-    pub resets: AtomicUsize,
+    pub(crate) resets: AtomicUsize,
     /// The most calls in flight on one connection.
-    pub most: AtomicUsize,
+    pub(crate) most: AtomicUsize,
     /// The `user-agent` of the last call, and its authority.
-    pub last: Mutex<Option<(String, String)>>,
+    pub(crate) last: Mutex<Option<(String, String)>>,
 }
 
 impl Seen {
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
 
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
-    pub fn resets(&self) -> usize {
+    pub(crate) fn resets(&self) -> usize {
         self.resets.load(Ordering::SeqCst)
     }
 
-    pub fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.most.load(Ordering::SeqCst)
     }
 }
 
 /// A server on a free port of the loopback. It ends, and cuts its connections, when dropped.
-pub struct Server {
-    pub addr: SocketAddr,
-    pub seen: Arc<Seen>,
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) seen: Arc<Seen>,
     drain: watch::Sender<u64>,
     _stage: Stage,
 }
 
 impl Server {
-    pub fn start(habits: Habits) -> Self {
+    pub(crate) fn start(habits: Habits) -> Self {
         Self::start_at("127.0.0.1:0".parse().expect("an address"), habits)
     }
 
-    pub fn start_at(addr: SocketAddr, habits: Habits) -> Self {
+    pub(crate) fn start_at(addr: SocketAddr, habits: Habits) -> Self {
         let listener = StdListener::bind(addr).expect("the port is free");
         listener.set_nonblocking(true).expect("a socket");
         let addr = listener.local_addr().expect("a bound socket");
@@ -118,12 +118,12 @@ impl Server {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
     /// Sends GOAWAY on all connections. Calls in flight are answered.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.drain.send_modify(|n| *n += 1);
     }
 }
