@@ -2,6 +2,8 @@
 
 mod builder;
 mod client;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 mod operation;
 pub mod proto;
 mod status;
