@@ -22,7 +22,7 @@ use crate::{
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
     status::{Origin, caused, local, mark},
-    transport::Deadline,
+    transport::{Deadline, Transport},
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -44,7 +44,7 @@ use crate::{
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 #[derive(Clone, Debug)]
-pub struct OperationsClient<S> {
+pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
 }
