@@ -24,7 +24,7 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower::{BoxError, Service};
 
 use super::Stack;
-use crate::status::{Origin, classify, mark};
+use crate::status::{Origin, classify, local, mark};
 
 /// The user's stack, for one call.
 pub(crate) struct Answering<S>(Option<S>);
@@ -97,7 +97,10 @@ impl<S: Stack> Future for Answer<S> {
                         Err(error) => Err(classify(error.into())),
                     });
                 }
-                StateProjection::Ended => return Poll::Pending,
+                StateProjection::Ended => {
+                    let message = "an answer was asked for twice";
+                    return Poll::Ready(Err(local(Code::Internal, message)));
+                }
             }
         }
     }
