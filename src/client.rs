@@ -19,6 +19,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, IntoRequest, Request, Response, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
+#[cfg(feature = "emulator")]
+pub(crate) use self::deadline::timeout_in;
 use self::{answer::Answering, rpc::Rpc};
 use crate::{
     operation::Operation,

@@ -3,6 +3,8 @@
 mod backoff;
 mod cancel;
 mod client;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 mod list;
 mod operation;
 mod poll;
