@@ -26,6 +26,9 @@
 //!
 //! - [`OperationsClient`]: the five RPCs, over connections of its own ([`Builder`], [`Transport`])
 //!   or over any tower [`Stack`].
+//! - [`Poller`]: watches an operation until it is done; [`OperationsClient::cancel_and_wait`] and
+//!   its [`CancelOutcome`].
+//! - [`CancelOperations`], [`Operations`]: streams that cancel many operations, and list them.
 //! - [`Operation`]: whether it is done, its [`Outcome`], its response and metadata as messages.
 //! - [`StatusExt`]: who decided on a status ([`Origin`]), its HTTP code, its typed details.
 //! - [`proto`]: the generated messages and the raw stubs.
@@ -41,19 +44,26 @@
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 
+mod backoff;
 mod builder;
+mod cancel;
 mod client;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod list;
 mod operation;
+mod poll;
 pub mod proto;
 mod status;
 mod transport;
 
 pub use self::{
     builder::{Builder, Endpoint},
+    cancel::{CancelOperations, CancelOutcome},
     client::{OperationsClient, Stack},
+    list::Operations,
     operation::{Operation, Outcome},
+    poll::{PollPolicy, Poller},
     status::{Origin, StatusExt},
     transport::{ResponseBody, Transport},
 };
