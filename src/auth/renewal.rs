@@ -129,7 +129,11 @@ impl Owner {
                 outcome = attempt(&*self.source) => outcome,
             };
             let due = match outcome {
-                Ok(token) => self.publish(token).max(started + PACE),
+                Ok(token) => {
+                    let due = self.publish(token).max(started + PACE);
+                    self.forget_rejections().await;
+                    due
+                }
                 Err(failure) => self.fail(failure),
             };
             if !self.rest(started, due).await {
@@ -162,6 +166,15 @@ impl Owner {
             failure: None,
         });
         due
+    }
+
+    /// Those that came before this token was published are of the one before it.
+    async fn forget_rejections(&self) {
+        tokio::select! {
+            biased;
+            () = self.rejected.notified() => {}
+            () = std::future::ready(()) => {}
+        }
     }
 
     /// Publishes a failure beside the token, which stays for as long as it is good.
