@@ -16,6 +16,7 @@ pub use self::endpoint::Endpoint;
 use self::tls::TlsSettings;
 use crate::{
     client::OperationsClient,
+    retry::RetryPolicy,
     status::local,
     transport::{Connector, Dial, Limits, Transport},
 };
@@ -34,7 +35,8 @@ pub struct Builder {
     connect_timeout: Duration,
     keepalive: (Duration, Duration),
     max_connections: NonZeroUsize,
-    timeout: Option<Duration>,
+    timeout: Duration,
+    retry: RetryPolicy,
     user_agent: Option<String>,
 }
 
@@ -53,7 +55,8 @@ impl OperationsClient<Transport> {
             connect_timeout: Duration::from_secs(5),
             keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
             max_connections: const { NonZeroUsize::new(20).unwrap() },
-            timeout: Some(Duration::from_secs(10)),
+            timeout: Duration::from_secs(10),
+            retry: RetryPolicy::default(),
             user_agent: None,
         }
     }
@@ -64,7 +67,14 @@ impl Builder {
     ///
     /// Connecting and waiting for a connection count. Default is 10 seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is the published policy, which
+    /// [`RetryPolicy`] tells.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
         self
     }
 
@@ -162,10 +172,9 @@ impl Builder {
     ///   endpoint is `https`.
     /// - `UNAVAILABLE`: the server cannot be reached.
     pub async fn connect(self) -> Result<OperationsClient<Transport>, Status> {
-        let timeout = self.timeout;
-        let transport = self.transport()?;
-        transport.connect().await?;
-        Ok(client(transport, timeout))
+        let client = self.connect_lazy()?;
+        client.stack().connect().await?;
+        Ok(client)
     }
 
     /// Makes a client that connects with its first call.
@@ -174,11 +183,13 @@ impl Builder {
     ///
     /// Those of [`connect`](Self::connect) that need no connection.
     pub fn connect_lazy(self) -> Result<OperationsClient<Transport>, Status> {
-        let timeout = self.timeout;
-        Ok(client(self.transport()?, timeout))
+        positive("timeout", self.timeout)?;
+        let (timeout, retry) = (self.timeout, self.retry.clone());
+        let client = OperationsClient::new(self.transport()?);
+        Ok(client.with_timeout(timeout).with_retry(retry))
     }
 
-    pub(crate) fn transport(self) -> Result<Transport, Status> {
+    fn transport(self) -> Result<Transport, Status> {
         positive("connect timeout", self.connect_timeout)?;
         positive("keepalive interval", self.keepalive.0)?;
         positive("keepalive timeout", self.keepalive.1)?;
@@ -215,14 +226,6 @@ impl Builder {
             idle: IDLE,
         };
         Ok(Transport::new(connector, limits, scheme, user_agent))
-    }
-}
-
-fn client(transport: Transport, timeout: Option<Duration>) -> OperationsClient<Transport> {
-    let client = OperationsClient::new(transport);
-    match timeout {
-        Some(timeout) => client.with_timeout(timeout),
-        None => client,
     }
 }
 

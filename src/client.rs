@@ -21,6 +21,7 @@ use crate::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
+    retry::{Retry, RetryPolicy},
     status::{Origin, caused, local, mark},
     transport::{Deadline, Transport},
 };
@@ -49,10 +50,11 @@ pub struct OperationsClient<S = Transport> {
     settings: Settings,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Settings {
     /// As the user set it, for all methods but Wait with a timeout of its own.
     timeout: Option<Duration>,
+    retry: Option<Retry>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
 }
@@ -97,6 +99,7 @@ impl<S> OperationsClient<S> {
     pub const fn new(stack: S) -> Self {
         let settings = Settings {
             timeout: None,
+            retry: None,
             max_decoding_message_size: None,
             max_encoding_message_size: None,
         };
@@ -110,6 +113,15 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is none of them.
+    ///
+    /// A stack that makes them again by itself needs no policy here.
+    #[must_use]
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = Some(Retry::new(policy));
         self
     }
 
@@ -129,6 +141,12 @@ impl<S> OperationsClient<S> {
     pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
         self
+    }
+}
+
+impl<S> OperationsClient<S> {
+    pub(crate) const fn stack(&self) -> &S {
+        &self.stack
     }
 }
 
@@ -234,12 +252,12 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempt(request, None).await;
+            return self.attempts(request, None).await;
         };
         if timeout.is_zero() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        match timeout_at(deadline, self.attempt(request, Some(deadline))).await {
+        match timeout_at(deadline, self.attempts(request, Some(deadline))).await {
             // A server that times itself may say CANCELLED of its own accord, and so may a
             // reset that crosses the deadline. The time is up all the same.
             Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
@@ -289,6 +307,20 @@ impl<S: Stack> OperationsClient<S> {
         Ok(())
     }
 
+    async fn attempts<R: Rpc>(
+        &self,
+        request: Request<R>,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => {
+                let attempt = |before| self.attempt(again(&request, before), deadline);
+                retry.run(deadline, attempt).await
+            }
+            None => self.attempt(request, deadline).await,
+        }
+    }
+
     async fn attempt<R: Rpc>(
         &self,
         mut request: Request<R>,
@@ -307,6 +339,17 @@ impl<S: Stack> OperationsClient<S> {
             .map(Response::into_inner)
             .map_err(decided_by_the_stub)
     }
+}
+
+/// The request once more, which says how many attempts were before, see
+/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
+fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
+    let mut metadata = request.metadata().clone();
+    if before > 0 {
+        metadata.insert("grpc-previous-rpc-attempts", before.into());
+    }
+    let extensions = request.extensions().clone();
+    Request::from_parts(metadata, extensions, request.get_ref().clone())
 }
 
 fn late<R: Rpc>(timeout: Duration) -> String {

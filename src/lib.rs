@@ -6,6 +6,7 @@ mod client;
 pub mod emulator;
 mod operation;
 pub mod proto;
+mod retry;
 mod status;
 mod transport;
 
@@ -13,6 +14,7 @@ pub use self::{
     builder::{Builder, Endpoint},
     client::{OperationsClient, Stack},
     operation::{Operation, Outcome},
+    retry::RetryPolicy,
     status::{Origin, StatusExt},
     transport::{ResponseBody, Transport},
 };
