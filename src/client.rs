@@ -5,7 +5,14 @@ mod deadline;
 mod header;
 mod rpc;
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -48,15 +55,22 @@ use crate::{
 pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
+    learnt: Arc<Learnt>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Settings {
     /// As the user set it, for all methods but Wait with a timeout of its own.
     timeout: Option<Duration>,
     retry: Option<Retry>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
+}
+
+/// What a client and its clones have learnt of their server.
+#[derive(Debug, Default)]
+struct Learnt {
+    cannot_wait: AtomicBool,
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -96,14 +110,12 @@ impl<S> OperationsClient<S> {
     /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
     /// retries are the stack's own, unless asked for here; the timeout that a request carries is
     /// always kept.
-    pub const fn new(stack: S) -> Self {
-        let settings = Settings {
-            timeout: None,
-            retry: None,
-            max_decoding_message_size: None,
-            max_encoding_message_size: None,
-        };
-        Self { stack, settings }
+    pub fn new(stack: S) -> Self {
+        Self {
+            stack,
+            settings: Settings::default(),
+            learnt: Arc::default(),
+        }
     }
 
     /// Sets how long a call may take, all its attempts together.
@@ -141,6 +153,26 @@ impl<S> OperationsClient<S> {
     pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
         self
+    }
+
+    /// Whether the server can be asked to wait, as far as is known.
+    pub(crate) fn waits(&self) -> bool {
+        !self.learnt.cannot_wait.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn remember_that_it_cannot_wait(&self) {
+        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
+    /// the 10 s that are published; and within what its caller has left.
+    pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
+        const PUBLISHED: Duration = Duration::from_secs(10);
+        let Ok(own) = deadline::timeout_in(request.metadata()) else {
+            return; // the call will be refused for it
+        };
+        let own = own.or(self.settings.timeout).unwrap_or(PUBLISHED);
+        request.set_timeout(left.map_or(own, |left| left.min(own)));
     }
 }
 
