@@ -56,6 +56,8 @@ struct State {
     closing: Option<oneshot::Sender<Infallible>>,
     /// How many connections failed since a call was answered last.
     failures: u32,
+    /// How much longer than set the time before a ping is, for a server that wants fewer.
+    patience: u32,
     /// Where connections are opened: the runtime of who came last to have one opened.
     runtime: Option<Handle>,
 }
@@ -193,7 +195,9 @@ impl Pool {
     /// Takes in a connection, and lets it take calls.
     fn add(self: &Arc<Self>, opened: Opened) {
         let authority = self.connector.authority().clone();
-        let (member, driver) = Driver::new(opened, authority, &self.limits, Arc::downgrade(self));
+        let mut limits = self.limits.clone();
+        limits.keepalive = limits.keepalive.saturating_mul(1 << self.lock().patience);
+        let (member, driver) = Driver::new(opened, authority, limits, Arc::downgrade(self));
         {
             let mut state = self.lock();
             state.members.push(member);
@@ -208,6 +212,13 @@ impl Pool {
         let member = self.lock().remove(connection);
         drop(member);
         self.serve();
+    }
+
+    /// Pings later from now on, see
+    /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
+    pub(crate) fn ping_less(&self) {
+        let mut state = self.lock();
+        state.patience = (state.patience + 1).min(16);
     }
 
     /// Retires an idle connection if there is another.
