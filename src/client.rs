@@ -29,6 +29,7 @@ use crate::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
+    retry::{Retry, RetryPolicy},
     status::{Origin, StatusExt as _, caused, local, mark},
     transport::{Deadline, Transport},
 };
@@ -62,6 +63,7 @@ pub struct OperationsClient<S = Transport> {
 struct Settings {
     auth: Option<AuthInterceptor>,
     timeout: Timeout,
+    retry: Option<Retry>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
 }
@@ -157,6 +159,15 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
         self.settings.auth = Some(credentials);
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is none of them.
+    ///
+    /// A stack that makes them again by itself needs no policy here.
+    #[must_use]
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = Some(Retry::new(policy));
         self
     }
 
@@ -304,12 +315,12 @@ impl<S: Stack> OperationsClient<S> {
             token(auth, deadline).await?;
         }
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempt(request, None).await;
+            return self.attempts(request, None).await;
         };
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        match timeout_at(deadline, self.attempt(request, Some(deadline))).await {
+        match timeout_at(deadline, self.attempts(request, Some(deadline))).await {
             // A server that times itself may say CANCELLED of its own accord, and so may a
             // reset that crosses the deadline. The time is up all the same.
             Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
@@ -359,6 +370,20 @@ impl<S: Stack> OperationsClient<S> {
         Ok(())
     }
 
+    async fn attempts<R: Rpc>(
+        &self,
+        request: Request<R>,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => {
+                let attempt = |before| self.attempt(again(&request, before), deadline);
+                retry.run(deadline, attempt).await
+            }
+            None => self.attempt(request, deadline).await,
+        }
+    }
+
     async fn attempt<R: Rpc>(
         &self,
         mut request: Request<R>,
@@ -389,6 +414,17 @@ impl<S: Stack> OperationsClient<S> {
             }
         }
     }
+}
+
+/// The request once more, which says how many attempts were before, see
+/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
+fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
+    let mut metadata = request.metadata().clone();
+    if before > 0 {
+        metadata.insert("grpc-previous-rpc-attempts", before.into());
+    }
+    let extensions = request.extensions().clone();
+    Request::from_parts(metadata, extensions, request.get_ref().clone())
 }
 
 /// Waits for a token, as long as the call may take.

@@ -59,6 +59,7 @@ mod list;
 mod operation;
 mod poll;
 pub mod proto;
+mod retry;
 mod status;
 mod transport;
 
@@ -70,6 +71,7 @@ pub use self::{
     list::Operations,
     operation::{Operation, Outcome},
     poll::{PollPolicy, Poller},
+    retry::RetryPolicy,
     status::{Origin, StatusExt},
     transport::{ResponseBody, Transport},
 };
