@@ -29,6 +29,7 @@ use crate::{
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
     status::{Origin, caused, local, mark},
+    transport::{Deadline, Transport},
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -50,7 +51,7 @@ use crate::{
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 #[derive(Clone, Debug)]
-pub struct OperationsClient<S> {
+pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
     learnt: Arc<Learnt>,
@@ -328,6 +329,7 @@ impl<S: Stack> OperationsClient<S> {
     ) -> Result<R::Answer, Status> {
         if let Some(deadline) = deadline {
             deadline::tell(request.metadata_mut(), deadline);
+            request.extensions_mut().insert(Deadline(deadline));
         }
         let mut stub = Stub::new(Answering::new(self.stack.clone()));
         if let Some(limit) = self.settings.max_decoding_message_size {
