@@ -15,7 +15,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout_at},
+};
 use tonic::{Code, IntoRequest, Request, Response, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
@@ -54,7 +57,7 @@ use crate::{
 pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
-    learnt: Arc<Learnt>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,10 +68,25 @@ struct Settings {
     max_encoding_message_size: Option<usize>,
 }
 
-/// What a client and its clones have learnt of their server.
-#[derive(Debug, Default)]
-struct Learnt {
+/// What a client and its clones have in common.
+#[derive(Debug)]
+struct Shared {
+    /// Whether the server has said that it cannot wait.
     cannot_wait: AtomicBool,
+    /// Room for Waits.
+    waits: Semaphore,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        /// Half of the streams that Google's front ends allow on a connection: Waits, which take
+        /// them for a minute, must not keep others from them.
+        const WAITS: usize = 50;
+        Self {
+            cannot_wait: AtomicBool::new(false),
+            waits: Semaphore::new(WAITS),
+        }
+    }
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -112,7 +130,7 @@ impl<S> OperationsClient<S> {
         Self {
             stack,
             settings: Settings::default(),
-            learnt: Arc::default(),
+            shared: Arc::default(),
         }
     }
 
@@ -144,13 +162,14 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Whether the server can be asked to wait, as far as is known.
-    pub(crate) fn waits(&self) -> bool {
-        !self.learnt.cannot_wait.load(Ordering::Relaxed)
+    /// Gives leave for a Wait, if the server can wait and few others are under way.
+    pub(crate) fn may_wait(&self) -> Option<SemaphorePermit<'_>> {
+        let waits = !self.shared.cannot_wait.load(Ordering::Relaxed);
+        waits.then(|| self.shared.waits.try_acquire().ok())?
     }
 
     pub(crate) fn remember_that_it_cannot_wait(&self) {
-        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
+        self.shared.cannot_wait.store(true, Ordering::Relaxed);
     }
 
     /// Sees to it that a call ends: within what it or the client has for a timeout, else within

@@ -43,6 +43,9 @@ use crate::{
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
 /// that cannot.
 ///
+/// A Wait takes one of the streams of a connection, of which servers allow few. So a client and its
+/// clones have at most 50 of them under way, and further pollers look with Get meanwhile.
+///
 /// # Failures
 ///
 /// A look that fails says nothing of the operation. These failures are ridden on, with the same
@@ -208,7 +211,7 @@ impl<S: Stack + Sync> Poller<S> {
             target: self.target.clone(),
             due: self.due,
             delay: self.policy.backoff().delay(self.looks, fastrand::f64()),
-            slice: slice.filter(|_| self.client.waits() && !self.wait_failed),
+            slice: slice.filter(|_| !self.wait_failed),
             watched,
             // An end so far off that no clock reaches it is no limit.
             limit: self

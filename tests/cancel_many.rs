@@ -96,6 +96,22 @@ async fn no_more_calls_than_allowed_are_in_flight() {
 }
 
 #[tokio::test]
+async fn more_calls_than_the_connections_carry_wait_their_turn() {
+    let emulator = Emulator::builder().max_concurrent_streams(10);
+    let emulator = emulator.start().await.expect("a free port");
+    let (names, _) = started(&emulator, 2_000);
+    let client = OperationsClient::builder(emulator.endpoint());
+    let client = client.max_connections(NonZeroUsize::MIN).connect().await;
+    let client = client.expect("it listens");
+    let results = client.cancel_operations(names, at_once(500));
+    let results: Vec<_> = results.collect().await;
+    assert_eq!(results.len(), 2_000);
+    let failed = results.iter().find(|(_, result)| result.is_err());
+    assert!(failed.is_none(), "{failed:?}");
+    assert!(emulator.peak_in_flight() <= 10);
+}
+
+#[tokio::test]
 async fn a_consumer_that_takes_no_results_stops_new_calls_but_none_that_has_begun() {
     let emulator = emulator().await;
     let (names, taken) = started(&emulator, 50);

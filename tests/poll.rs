@@ -1,6 +1,7 @@
 //! Watching an operation until it is done, on a server behind sockets.
 
 use std::{
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -14,7 +15,7 @@ use longrunning::{
     emulator::{CallOutcome, CallRequest, Emulator, Method},
 };
 use prost::Name;
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
     Code, Request, Status,
@@ -296,6 +297,36 @@ async fn a_server_that_goes_away_and_comes_back_is_ridden_on() {
     });
     let end = waiting.await.expect("no panic").expect("done");
     assert!(matches!(end.outcome(), Outcome::DoneWithoutResult));
+}
+
+#[tokio::test]
+async fn pollers_leave_room_for_other_calls_on_a_connection_of_few_streams() {
+    let emulator = Emulator::builder().max_concurrent_streams(100);
+    let emulator = emulator.start().await.expect("a free port");
+    let client = OperationsClient::builder(emulator.endpoint()).max_connections(NonZeroUsize::MIN);
+    let client = client.connect().await.expect("it listens");
+    let mut pollers = JoinSet::new();
+    for n in 0..200 {
+        let name = emulator
+            .start_operation(format!("operations/{n}"))
+            .expect("new")
+            .name;
+        let policy = PollPolicy::default().initial_delay(Duration::from_millis(300));
+        let mut poller = client.poller(&name).policy(policy);
+        pollers.spawn(async move { poller.until_done().await });
+    }
+    emulator
+        .wait_until(|emulator| count(emulator, Method::Wait) >= 50)
+        .await;
+    for n in 0..200 {
+        let name = format!("operations/{n}");
+        client.cancel_operation(name).await.expect("accepted");
+    }
+    for end in pollers.join_all().await {
+        let end = end.expect("done");
+        assert!(matches!(end.outcome(), Outcome::Cancelled(_)), "{end:?}");
+    }
+    assert_eq!(emulator.accepted_connections(), 1);
 }
 
 #[tokio::test]
