@@ -180,7 +180,8 @@ impl<S> OperationsClient<S> {
             return; // the call will be refused for it
         };
         let own = own.or(self.settings.timeout).unwrap_or(PUBLISHED);
-        request.set_timeout(left.map_or(own, |left| left.min(own)));
+        let timeout = left.map_or(own, |left| left.min(own));
+        deadline::set(request.metadata_mut(), timeout);
     }
 }
 

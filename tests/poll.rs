@@ -402,6 +402,27 @@ async fn the_callers_metadata_goes_along_with_every_look() {
     assert!(margin > Duration::from_secs(5), "{margin:?}");
 }
 
+#[tokio::test]
+async fn no_time_is_too_long() {
+    let emulator = emulator().await;
+    emulator
+        .complete(NAME, &Progress::default())
+        .expect("it runs");
+    let policy = PollPolicy::default()
+        .initial_delay(Duration::MAX)
+        .maximum_delay(Duration::MAX)
+        .total_timeout(Duration::MAX);
+    let client = client(&emulator).with_timeout(Duration::MAX);
+    for wait in [Duration::MAX, Duration::ZERO] {
+        let mut poller = client.poller(NAME).policy(policy.wait(wait));
+        poller.until_done().await.expect("done");
+    }
+    emulator.fail_next(None, 1, Status::unavailable("once"));
+    let mut poller = client.poller(NAME).policy(policy);
+    let cut = timeout(Duration::from_millis(50), poller.until_done()).await;
+    assert!(cut.is_err(), "{cut:?}");
+}
+
 #[test]
 fn outside_a_runtime_a_poll_is_refused() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
