@@ -1,14 +1,10 @@
 //! When a poller looks, and how: time is paused, and no socket is involved.
 
-#[path = "support/in_process.rs"]
-mod in_process;
-
 use std::{
     future::{pending, ready},
     time::Duration,
 };
 
-use in_process::{Answer, Look, Server};
 use longrunning::{
     Operation, OperationsClient, Origin, PollPolicy, StatusExt as _,
     proto::rpc::{self, RetryInfo},
@@ -21,6 +17,8 @@ use tokio::{
 };
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
+
+use crate::in_process::{Answer, Look, Server};
 
 const NAME: &str = "operations/1";
 const SECOND: Duration = Duration::from_secs(1);
