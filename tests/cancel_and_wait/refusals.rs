@@ -89,3 +89,30 @@ async fn a_name_that_cannot_be_meant_is_refused_before_anything_is_sent() {
     assert_eq!(status.origin(), Some(Origin::Client));
     assert!(emulator.calls().is_empty());
 }
+
+#[tokio::test]
+async fn a_second_cancel_after_a_lost_answer_may_be_refused_and_still_tells_the_outcome() {
+    let emulator = emulator().await;
+    let lost = Status::unavailable("connection lost");
+    emulator.lose_next(Method::Cancel, 1, lost);
+    assert_eq!(error(&emulator, NAME).await.code(), Code::Unavailable);
+    let refusal = Status::failed_precondition("already finished");
+    emulator.on_cancel(CancelBehavior::Refuse(refusal));
+    let outcome = outcome(&emulator).await;
+    assert!(
+        matches!(outcome, CancelOutcome::Cancelled(_)),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_cancel_of_what_the_first_deleted_is_the_servers_not_found() {
+    let emulator = emulator().await;
+    emulator.on_cancel(CancelBehavior::Delete);
+    let lost = Status::unavailable("connection lost");
+    emulator.lose_next(Method::Cancel, 1, lost);
+    assert_eq!(error(&emulator, NAME).await.code(), Code::Unavailable);
+    let status = error(&emulator, NAME).await;
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(status.origin(), Some(Origin::Server));
+}
