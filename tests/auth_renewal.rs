@@ -258,11 +258,7 @@ async fn a_failure_that_a_person_must_mend_is_told_at_once_and_recovers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_that_passes_is_waited_out() {
-    let script = Script::new([
-        Step::Fail(Code::Unavailable),
-        Step::Panic,
-        Step::For(HOUR),
-    ]);
+    let script = Script::new([Step::Fail(Code::Unavailable), Step::Panic, Step::For(HOUR)]);
     let auth = script.lazy();
     auth.ready().await.unwrap();
     assert_eq!(header(&auth).unwrap(), "Bearer token-3");
@@ -417,7 +413,9 @@ fn a_runtime_without_timers_is_named() {
 fn when_the_runtime_has_ended_no_stale_token_is_sent() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let script = Script::new([Step::For(HOUR)]);
-    let auth = runtime.block_on(script.credentials().interceptor()).unwrap();
+    let auth = runtime
+        .block_on(script.credentials().interceptor())
+        .unwrap();
     assert_eq!(header(&auth).unwrap(), "Bearer token-1");
     drop(runtime);
     let refusal = header(&auth).unwrap_err();
@@ -429,8 +427,5 @@ fn when_the_runtime_has_ended_no_stale_token_is_sent() {
     );
     let unready = futures_executor::block_on(auth.ready()).unwrap_err();
     assert_eq!(unready.message(), refusal.message());
-    assert_eq!(
-        auth.last_failure().unwrap().message(),
-        refusal.message()
-    );
+    assert_eq!(auth.last_failure().unwrap().message(), refusal.message());
 }
