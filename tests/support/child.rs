@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{AuthInterceptor, Credentials};
+use longrunning::{
+    AuthInterceptor, Credentials,
+    proto::{GetOperationRequest, operations_client::OperationsClient as Stub},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
     task::JoinHandle,
     time::timeout,
 };
-use tonic::{Request, Status, service::Interceptor as _};
+use tonic::{Request, Status, service::Interceptor as _, transport::Endpoint};
 
 use super::trace;
 
@@ -116,6 +119,7 @@ impl Process {
 /// - `look`: what a call would carry now
 /// - `ready`: waits, and then looks
 /// - `reject`: tells that the server has refused
+/// - `call ADDRESS`: waits, and then makes a call; says only how it went, and no header
 /// - `burst`: ten thousand callers at once
 pub(crate) fn obey() {
     trace::to_stderr();
@@ -154,6 +158,9 @@ pub(crate) fn obey() {
                 auth.rejected();
                 "told".to_owned()
             }
+            call if call.starts_with("call ") => {
+                runtime.block_on(make_call(auth, &call["call ".len()..]))
+            }
             "burst" => runtime.block_on(burst(auth)),
             order => panic!("no such order: {order}"),
         });
@@ -174,6 +181,24 @@ fn look(auth: &AuthInterceptor) -> String {
         .collect();
     headers.sort();
     headers.join(", ")
+}
+
+async fn make_call(auth: &AuthInterceptor, address: &str) -> String {
+    if let Err(status) = auth.ready().await {
+        return told(status);
+    }
+    let channel = Endpoint::try_from(format!("http://{address}"))
+        .unwrap()
+        .connect_lazy();
+    let mut stub = Stub::with_interceptor(channel, auth.clone());
+    trace::note(&format!("{stub:?}"));
+    match stub.get_operation(GetOperationRequest::default()).await {
+        Ok(response) => {
+            trace::note(&format!("{response:?}"));
+            "ok".to_owned()
+        }
+        Err(status) => told(status),
+    }
 }
 
 fn told(status: Status) -> String {
