@@ -1,6 +1,8 @@
 //! A process of its own, for what environment variables decide: the test binary runs itself once
 //! more, and obeys.
 
+#![allow(dead_code)] // each test uses its own part of it
+
 use std::{
     io::{BufRead as _, Write as _},
     path::Path,

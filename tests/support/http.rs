@@ -1,5 +1,7 @@
 //! A small HTTP/1.1 server whose every answer the test decides.
 
+#![allow(dead_code)] // each test uses its own part of it
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
