@@ -22,6 +22,7 @@ use crate::{
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
     status::{Origin, caused, local, mark},
+    transport::Deadline,
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -295,6 +296,7 @@ impl<S: Stack> OperationsClient<S> {
     ) -> Result<R::Answer, Status> {
         if let Some(deadline) = deadline {
             deadline::tell(request.metadata_mut(), deadline);
+            request.extensions_mut().insert(Deadline(deadline));
         }
         let mut stub = Stub::new(Answering::new(self.stack.clone()));
         if let Some(limit) = self.settings.max_decoding_message_size {

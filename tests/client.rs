@@ -5,10 +5,7 @@ use std::time::Duration;
 use longrunning::{
     Operation, OperationsClient, Origin, StatusExt as _,
     emulator::{CallOutcome, CallRequest, CancelBehavior, Emulator, Method},
-    proto::{
-        CancelOperationRequest, ListOperationsRequest, WaitOperationRequest,
-        operation::Result as End, rpc,
-    },
+    proto::{CancelOperationRequest, WaitOperationRequest, operation::Result as End, rpc},
 };
 use prost::Message as _;
 use prost_types::{Any, Duration as ProtoDuration};
