@@ -19,7 +19,7 @@ const SERVICE = 'google/longrunning/operations.proto';
 
 // The service as grpc-js takes it, and the messages by themselves, for what is packed into an Any.
 const { google } = grpc.loadPackageDefinition(
-  loader.loadSync(SERVICE, { keepCase: true, longs: Number, oneofs: true, includeDirs: [PROTOS] }));
+  loader.loadSync(SERVICE, { keepCase: true, longs: Number, defaults: true, includeDirs: [PROTOS] }));
 const root = new protobuf.Root();
 root.resolvePath = (_, target) => (path.isAbsolute(target) ? target : path.join(PROTOS, target));
 root.loadSync(
@@ -52,7 +52,7 @@ class Refusal extends Error {
     metadata.set('grpc-status-details-bin', encoded('google.rpc.Status', status));
     metadata.add('x-answer', 'one');
     metadata.add('x-answer', 'two');
-    metadata.set('x-answer-bin', Buffer.from(Array(256).keys()));
+    metadata.set('x-answer-bin', Buffer.from([...Array(256).keys()]));
     this.answer = { code: status.code, details: status.message, metadata };
   }
 }
