@@ -100,14 +100,11 @@ fn refusal(code: &str) -> Result<Status, Error> {
 }
 
 fn failure(code: i32) -> rpc::Status {
-    let detail = Any::from_msg(&info("LOCKED")).expect("it can be encoded");
+    let detail = Any::from_msg(&info("LOCKED"));
     rpc::Status {
         code,
         message: "nicht möglich – 不行 🚫 100%".to_owned(),
-        details: vec![Any {
-            type_url: format!("type.googleapis.com{}", detail.type_url),
-            ..detail
-        }],
+        details: vec![detail.expect("it can be encoded")],
     }
 }
 
