@@ -27,8 +27,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(status) => {
-            let message = status.message().replace(['\r', '\n'], " ");
-            eprintln!("error: {}: {message}", status.code_name());
+            eprintln!("error: {}", line(&status));
             ExitCode::FAILURE
         }
     }
@@ -60,10 +59,14 @@ async fn cancel(endpoint: &str, name: &str) -> Result<String, Status> {
             Outcome::Running => "RUNNING".into(),
             Outcome::Cancelled(_) => "CANCELLED".into(),
             Outcome::Succeeded => "COMPLETED".into(),
-            Outcome::Failed(status) => {
-                format!("FAILED {}: {}", status.code_name(), status.message())
-            }
+            Outcome::Failed(status) => format!("FAILED {}", line(&status)),
             _ => "UNKNOWN".into(), // done, and the server did not say how
         });
     }
+}
+
+/// Code and message on one line.
+fn line(status: &Status) -> String {
+    let words: Vec<_> = status.message().split_whitespace().collect();
+    format!("{}: {}", status.code_name(), words.join(" "))
 }

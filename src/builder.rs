@@ -36,8 +36,10 @@ pub struct Builder {
     max_connections: NonZeroUsize,
     timeout: Option<Duration>,
     user_agent: Option<String>,
-    idle: Duration,
 }
+
+/// How long a connection beside others is kept without calls.
+const IDLE: Duration = Duration::from_secs(60);
 
 impl OperationsClient<Transport> {
     /// Begins to make a client of the service at an endpoint: `https://` or `http://`, a host, and
@@ -53,7 +55,6 @@ impl OperationsClient<Transport> {
             max_connections: const { NonZeroUsize::new(20).unwrap() },
             timeout: Some(Duration::from_secs(10)),
             user_agent: None,
-            idle: Duration::from_secs(60),
         }
     }
 }
@@ -211,16 +212,9 @@ impl Builder {
             connections: self.max_connections.get(),
             keepalive: self.keepalive.0,
             keepalive_timeout: self.keepalive.1,
-            idle: self.idle,
+            idle: IDLE,
         };
         Ok(Transport::new(connector, limits, scheme, user_agent))
-    }
-
-    /// How long a connection beside others stays without calls. For tests that cannot wait.
-    #[cfg(test)]
-    pub(crate) fn idle(mut self, idle: Duration) -> Self {
-        self.idle = idle;
-        self
     }
 }
 

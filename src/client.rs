@@ -5,7 +5,14 @@ mod deadline;
 mod header;
 mod rpc;
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -22,7 +29,7 @@ use crate::{
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
     status::{Origin, caused, local, mark},
-    transport::Deadline,
+    transport::{Deadline, Transport},
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -44,9 +51,10 @@ use crate::{
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 #[derive(Clone, Debug)]
-pub struct OperationsClient<S> {
+pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
+    learnt: Arc<Learnt>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +63,12 @@ struct Settings {
     timeout: Option<Duration>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
+}
+
+/// What a client and its clones have learnt of their server.
+#[derive(Debug, Default)]
+struct Learnt {
+    cannot_wait: AtomicBool,
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -94,13 +108,12 @@ impl<S> OperationsClient<S> {
     /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
     /// retries are the stack's own, unless asked for here; the timeout that a request carries is
     /// always kept.
-    pub const fn new(stack: S) -> Self {
-        let settings = Settings {
-            timeout: None,
-            max_decoding_message_size: None,
-            max_encoding_message_size: None,
-        };
-        Self { stack, settings }
+    pub fn new(stack: S) -> Self {
+        Self {
+            stack,
+            settings: Settings::default(),
+            learnt: Arc::default(),
+        }
     }
 
     /// Sets how long a call may take, all its attempts together.
@@ -129,6 +142,26 @@ impl<S> OperationsClient<S> {
     pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
         self
+    }
+
+    /// Whether the server can be asked to wait, as far as is known.
+    pub(crate) fn waits(&self) -> bool {
+        !self.learnt.cannot_wait.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn remember_that_it_cannot_wait(&self) {
+        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
+    /// the 10 s that are published; and within what its caller has left.
+    pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
+        const PUBLISHED: Duration = Duration::from_secs(10);
+        let Ok(own) = deadline::timeout_in(request.metadata()) else {
+            return; // the call will be refused for it
+        };
+        let own = own.or(self.settings.timeout).unwrap_or(PUBLISHED);
+        request.set_timeout(left.map_or(own, |left| left.min(own)));
     }
 }
 

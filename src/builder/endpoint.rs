@@ -1,5 +1,7 @@
 //! The address of a server.
 
+use std::{borrow::Cow, fmt};
+
 use http::{
     Uri,
     uri::{Authority, Scheme},
@@ -11,10 +13,16 @@ use crate::status::local;
 /// The address of a server, such as `https://automl.googleapis.com`: made of a string or a [`Uri`].
 ///
 /// One that is none is reported when the client is made of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Endpoint {
     uri: Result<Uri, String>,
     text: String,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shown().fmt(f)
+    }
 }
 
 impl From<&str> for Endpoint {
@@ -48,23 +56,31 @@ impl From<Uri> for Endpoint {
 }
 
 impl Endpoint {
+    /// What stands before an @ may hold a password.
+    fn shown(&self) -> Cow<'_, str> {
+        match self.text.rsplit_once('@') {
+            Some((_, host)) => format!("..@{host}").into(),
+            None => self.text.as_str().into(),
+        }
+    }
+
     /// Checks that it is what gRPC can call.
     ///
     /// # Errors
     ///
     /// `INVALID_ARGUMENT`: it is not.
     pub(crate) fn into_parts(self) -> Result<(Uri, Authority), Status> {
-        let Self { uri, text } = self;
+        let text = self.shown().into_owned();
         let bad = |why: &str| {
             let message = format!("endpoint {text:?}: {why}");
             Err(local(Code::InvalidArgument, message))
         };
-        let uri = match uri {
+        let uri = match self.uri {
             Ok(uri) => uri,
-            Err(error) => return bad(&error),
+            Err(error) => return bad(&format!("{error}: {REMEDY}")),
         };
         let Some(authority) = uri.authority().cloned() else {
-            return bad("no host: write it like https://automl.googleapis.com");
+            return bad(&format!("no host: {REMEDY}"));
         };
         match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
@@ -78,7 +94,7 @@ impl Endpoint {
             return bad("leave out what stands before the @");
         }
         if authority.host().is_empty() {
-            return bad("no host");
+            return bad(&format!("no host: {REMEDY}"));
         }
         if authority.as_str() != authority.host()
             && authority.port().is_none_or(|p| p.as_u16() == 0)
@@ -88,6 +104,8 @@ impl Endpoint {
         Ok((uri, authority))
     }
 }
+
+const REMEDY: &str = "write it like https://automl.googleapis.com";
 
 #[cfg(test)]
 mod tests {
@@ -102,12 +120,11 @@ mod tests {
             ("ftp://a", "must be https or http"),
             ("https://a/v1", "leave out what follows"),
             ("https://a?b=c", "leave out what follows"),
-            ("https://me:secret@a", "before the @"),
             ("https://a:0", "port"),
             ("https://a:65536", "port"),
-            ("https://", "invalid"),
+            ("https://", "write it like https://"),
             ("/v1/operations", "no host"),
-            ("https://a b", "invalid"),
+            ("https://a b", "write it like https://"),
         ];
         for (text, why) in table {
             let status = Endpoint::from(text).into_parts().expect_err(text);
@@ -119,6 +136,15 @@ mod tests {
             );
             assert!(message.contains(why), "{message}");
         }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_shown() {
+        let endpoint = Endpoint::from("https://me:secret@a");
+        assert!(!format!("{endpoint:?}").contains("secret"));
+        let status = endpoint.into_parts().expect_err("a user");
+        let message = "endpoint \"..@a\": leave out what stands before the @";
+        assert_eq!(status.message(), message);
     }
 
     #[test]
