@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use longrunning::{
-    Operation, OperationsClient, Outcome, StatusExt, Transport,
-    proto::{ListOperationsRequest, WaitOperationRequest, rpc},
+    Operation, OperationsClient, Outcome, PollPolicy, StatusExt, Transport,
+    proto::{WaitOperationRequest, rpc},
 };
 use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    time::sleep,
 };
+use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 type Error = Box<dyn std::error::Error>;
@@ -57,11 +57,18 @@ async fn perform(
             client.wait_operation(request).await.map(|it| state(&it))
         }
         "list" => count(client, parent).await.map(|count| count.to_string()),
-        "result" => result(client, name).await,
-        "cancel and result" => match client.cancel_operation(name).await {
-            Ok(()) => result(client, name).await,
-            Err(status) => Err(status),
-        },
+        "result" => client
+            .poller(name)
+            .until_done()
+            .await
+            .map(|it| outcome(&it)),
+        "cancel and result" => {
+            let cancelled = client.cancel_and_wait(name, PollPolicy::default()).await;
+            cancelled.map(|ended| match ended.operation() {
+                Some(operation) => outcome(operation),
+                None => format!("{ended:?}"),
+            })
+        }
         event => {
             let (event, argument) = event.split_once(' ').unwrap_or((event, ""));
             let names = match argument.parse() {
@@ -85,30 +92,9 @@ async fn perform(
 }
 
 async fn count(client: &OperationsClient<Transport>, parent: &str) -> Result<usize, Status> {
-    let mut request = ListOperationsRequest {
-        name: parent.to_owned(),
-        ..ListOperationsRequest::default()
-    };
-    let mut count = 0;
-    loop {
-        let page = client.list_operations(request.clone()).await?;
-        count += page.operations.len();
-        request.page_token = page.next_page_token;
-        if request.page_token.is_empty() {
-            return Ok(count);
-        }
-    }
-}
-
-/// What the operation comes to, in the words that stand for its type and no other.
-async fn result(client: &OperationsClient<Transport>, name: &str) -> Result<String, Status> {
-    loop {
-        let operation = client.get_operation(name).await?;
-        if operation.done {
-            return Ok(outcome(&operation));
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
+    let operations: Vec<_> = client.operations(parent).collect().await;
+    let operations: Result<Vec<_>, _> = operations.into_iter().collect();
+    operations.map(|operations| operations.len())
 }
 
 fn ok() -> String {
