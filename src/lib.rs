@@ -26,6 +26,8 @@
 //!
 //! - [`OperationsClient`]: the five RPCs, over connections of its own ([`Builder`], [`Transport`])
 //!   or over any tower [`Stack`].
+//! - [`Credentials`]: what to show the server, and [`AuthInterceptor`] to share it with any other
+//!   generated client.
 //! - [`Poller`]: watches an operation until it is done; [`OperationsClient::cancel_and_wait`] and
 //!   its [`CancelOutcome`].
 //! - [`CancelOperations`], [`Operations`]: streams that cancel many operations, and list them.
@@ -38,12 +40,15 @@
 //!
 //! | feature | default | with it | without it |
 //! |---|---|---|---|
+//! | `google-authz` | yes | service account keys, users' files, the metadata server | Google's credentials need `google-cloud-auth`, or a source of your own |
+//! | `google-cloud-auth` | | workload identity federation and impersonation, too; Rust 1.91 | |
 //! | `tls-ring` | yes | TLS by rustls, on ring | `https` endpoints need `tls-aws-lc` |
 //! | `tls-aws-lc` | | TLS by rustls, on aws-lc | |
 //! | `tls-native-roots` | yes | the system's root certificates, `SSL_CERT_FILE` honoured | roots of `tls-webpki-roots`, or those given |
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 
+mod auth;
 mod backoff;
 mod builder;
 mod cancel;
@@ -58,6 +63,7 @@ mod status;
 mod transport;
 
 pub use self::{
+    auth::{AuthInterceptor, CallCredentials, Credentials, Token},
     builder::{Builder, Endpoint},
     cancel::{CancelOperations, CancelOutcome},
     client::{OperationsClient, Stack},

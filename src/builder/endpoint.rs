@@ -1,6 +1,6 @@
 //! The address of a server.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, net::IpAddr};
 
 use http::{
     Uri,
@@ -62,6 +62,20 @@ impl Endpoint {
             Some((_, host)) => format!("..@{host}").into(),
             None => self.text.as_str().into(),
         }
+    }
+
+    /// Whether what goes there can be read on the way: it is not encrypted, and leaves this machine.
+    pub(crate) fn is_open_to_others(&self) -> bool {
+        let Ok(uri) = &self.uri else {
+            return false; // nothing will go there
+        };
+        let host = uri.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let local = match address.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+        };
+        uri.scheme() != Some(&Scheme::HTTPS) && !local
     }
 
     /// Checks that it is what gRPC can call.
@@ -156,6 +170,28 @@ mod tests {
             "HTTPS://a:443",
         ] {
             Endpoint::from(text).into_parts().expect(text);
+        }
+    }
+
+    #[test]
+    fn only_plaintext_that_leaves_this_machine_is_open_to_others() {
+        let table = [
+            ("https://a", false),
+            ("http://127.0.0.1:1", false),
+            ("http://127.1.2.3", false),
+            ("http://[::1]:1", false),
+            ("http://[::ffff:127.0.0.1]", false),
+            ("http://LocalHost:1", false),
+            ("http://localhost.", false),
+            ("http://a", true),
+            ("http://10.0.0.1", true),
+            ("http://[::2]", true),
+            ("http://localhost.a", true),
+            ("http://127.0.0.1.a", true),
+            ("http://0.0.0.0", true),
+        ];
+        for (text, open) in table {
+            assert_eq!(Endpoint::from(text).is_open_to_others(), open, "{text}");
         }
     }
 }
