@@ -122,6 +122,12 @@ async function find(call) {
   const { name } = call.request;
   const [kind, argument] = parse(name);
   if (kind === 'code') throw new Refusal(failure(argument));
+  if (kind === 'fat') {
+    const status = failure(grpc.status.ABORTED);
+    status.details.push(packed('google.rpc.DebugInfo', { detail: 'x'.repeat(argument) }));
+    throw new Refusal(status);
+  }
+  if (kind === 'crash') process.exit(1);
   if (kind === 'late') await sleep(argument);
   if (kind === 'hang') {
     await once(call, 'cancelled');

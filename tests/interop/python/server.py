@@ -6,6 +6,7 @@ the start, and what they do stands in the last segment of their names: see `READ
 
 import asyncio
 import json
+import os
 import pathlib
 import re
 import sys
@@ -87,6 +88,12 @@ class Servicer(operations_pb2_grpc.OperationsServicer):
         kind, argument = self.parse(name)
         if kind == "code":
             await self.abort(context, failure(argument))
+        if kind == "fat":
+            status = failure(code_pb2.ABORTED)
+            status.details.append(packed(error_details_pb2.DebugInfo(detail="x" * argument)))
+            await self.abort(context, status)
+        if kind == "crash":
+            os._exit(1)
         if kind == "late":
             await asyncio.sleep(argument / 1000)
         if kind == "hang":
@@ -195,8 +202,8 @@ async def main(certs):
     servicer = Servicer()
     servers = []
 
-    async def serve(credentials=None, *options):
-        server = grpc.aio.server(options=(*UNLIMITED, *options))
+    async def serve(credentials=None, *options, compression=None):
+        server = grpc.aio.server(options=(*UNLIMITED, *options), compression=compression)
         operations_pb2_grpc.add_OperationsServicer_to_server(servicer, server)
         address = "127.0.0.1:0"
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
@@ -215,6 +222,7 @@ async def main(certs):
         "tls": await serve(credentials("server")),
         "mtls": await serve(credentials("server", pem("ca.pem"))),
         "elsewhere": await serve(credentials("elsewhere")),
+        "gzip": await serve(compression=grpc.Compression.Gzip),
         "narrow": await serve(None, ("grpc.max_concurrent_streams", 10)),
         "aging": await serve(None, ("grpc.max_connection_age_ms", 300), ("grpc.max_connection_age_grace_ms", 2000)),
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use longrunning::{
-    Operation, OperationsClient, Origin, Outcome, Stack, StatusExt, Transport,
+    Credentials, Operation, OperationsClient, Origin, Outcome, Stack, StatusExt, Transport,
     proto::{
         CancelOperationRequest, GetOperationRequest, ListOperationsRequest, WaitOperationRequest,
         rpc,
@@ -31,8 +31,24 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
 
     let cases = Cases(format!("{server}-server/default"));
     let client = OperationsClient::builder(http("plain")).connect().await;
-    every_stack(&cases, client.expect("a connection")).await;
+    let default = client.expect("a connection");
+    every_stack(&cases, default.clone()).await;
+    large_status(&cases, default.clone()).await;
     own_stack(&cases, &http("narrow"), &http("aging")).await;
+    // grpc-js does not compress answers.
+    if ports.get("gzip").is_some() {
+        let client = OperationsClient::builder(http("gzip")).connect().await;
+        gzip(&cases, client.expect("a connection")).await;
+    }
+    let pem = |file: &str| fs::read(certs.join(file)).expect("a file of certs.py");
+    credentials(
+        &cases,
+        https("mtls"),
+        pem("ca.pem"),
+        pem("client.pem"),
+        pem("client.key"),
+    )
+    .await;
     let secure = |which, trust: Trust| {
         let url = https(which);
         async move {
@@ -49,7 +65,8 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     let cases = Cases(format!("{server}-server/channel"));
     let endpoint = Endpoint::try_from(http("plain")).expect("a URL");
     let channel = endpoint.connect().await.expect("a connection");
-    every_stack(&cases, OperationsClient::new(channel)).await;
+    let channel = OperationsClient::<Channel>::new(channel);
+    every_stack(&cases, channel.clone()).await;
     let secure = |which, trust: Trust| {
         let url = https(which);
         async move {
@@ -63,6 +80,9 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
         }
     };
     tls(&cases, certs, secure).await;
+
+    let cases = Cases(format!("{server}-server"));
+    crash(&cases, default, channel).await;
 }
 
 /// What must hold whatever carries the calls.
@@ -269,6 +289,12 @@ async fn codes<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
             })
             .await;
     }
+
+    cases
+        .case("a_status_of_4_kb_arrives_whole", async move {
+            is_fat(client.get_operation(unique("fat-4000")).await, 4000);
+        })
+        .await;
 }
 
 async fn deadlines<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
@@ -515,6 +541,104 @@ async fn own_stack(cases: &Cases, narrow: &str, aging: &str) {
                 assert!(calls > 100, "{calls}");
             },
         )
+        .await;
+}
+
+async fn large_status(cases: &Cases, client: OperationsClient<Transport>) {
+    cases
+        .case(
+            "a_status_of_100_kb_arrives_and_fails_no_other_call",
+            async move {
+                let mut others = JoinSet::new();
+                for _ in 0..10 {
+                    let c = client.clone();
+                    others.spawn(async move { ok(c.get_operation(unique("late-300")).await) });
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                is_fat(client.get_operation(unique("fat-100000")).await, 100_000);
+                assert_eq!(others.join_all().await.len(), 10);
+            },
+        )
+        .await;
+}
+
+fn is_fat(answer: Result<Operation, Status>, bytes: usize) {
+    let status = answer.expect_err("it is refused");
+    is_failure(&status, Code::Aborted);
+    let debug: rpc::DebugInfo = status.detail().expect("a DebugInfo");
+    assert_eq!(debug.detail.len(), bytes);
+}
+
+/// A server that compresses, though we do not offer to read that, breaks
+/// [gRPC's rule](https://github.com/grpc/grpc/blob/master/doc/compression.md).
+async fn gzip(cases: &Cases, client: OperationsClient<Transport>) {
+    cases
+        .case("an_answer_compressed_unasked_is_internal", async move {
+            let list = client.list_operations("big/100/1000").await;
+            let status = list.expect_err("it cannot be read");
+            assert_eq!(status.code(), Code::Internal, "{status:?}");
+            assert_eq!(status.origin(), Some(Origin::Client));
+            assert!(status.message().contains("gzip"), "{status:?}");
+        })
+        .await;
+}
+
+async fn credentials(cases: &Cases, url: String, ca: Vec<u8>, certificate: Vec<u8>, key: Vec<u8>) {
+    cases
+        .case(
+            "the_server_sees_the_token_and_the_quota_project",
+            async move {
+                let credentials = Credentials::bearer_token("ya29.T0ken_~+/=");
+                let builder = OperationsClient::builder(url)
+                    .ca_certificate(ca)
+                    .identity(certificate, key)
+                    .credentials(credentials.with_quota_project("quota"));
+                let client = ok(builder.connect().await);
+                let seen = ok(get_echo(&client).await);
+                assert_eq!(seen["authorization"], "Bearer ya29.T0ken_~+/=");
+                assert_eq!(seen["x-goog-user-project"], "quota");
+                assert_eq!(seen["peer"], "interop client");
+            },
+        )
+        .await;
+}
+
+/// Ends the server.
+async fn crash(
+    cases: &Cases,
+    default: OperationsClient<Transport>,
+    channel: OperationsClient<Channel>,
+) {
+    cases
+        .case("a_server_that_dies_is_unavailable_to_all", async move {
+            let calls = {
+                let (a, b) = (default.clone(), channel.clone());
+                tokio::spawn(async move {
+                    tokio::join!(
+                        a.get_operation(unique("hang")),
+                        b.get_operation(unique("hang"))
+                    )
+                })
+            };
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let last = default.get_operation(unique("crash")).await;
+            let (a, b) = calls.await.expect("no panic");
+            let refused = tokio::join!(
+                default.cancel_operation(unique("run")),
+                channel.cancel_operation(unique("run")),
+            );
+            for error in [
+                last.err(),
+                a.err(),
+                b.err(),
+                refused.0.err(),
+                refused.1.err(),
+            ] {
+                let status = error.expect("there is no server");
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert_eq!(status.origin(), Some(Origin::Transport), "{status:?}");
+            }
+        })
         .await;
 }
 
