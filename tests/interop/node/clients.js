@@ -82,6 +82,12 @@ async function perform(client, step, name, parent) {
   switch (step) {
     case 'get':
       return state(await get());
+    case 'get within 1s': {
+      const once = { timeout: 1000, retry: gax.createRetryOptions([], gax.createDefaultBackoffSettings()) };
+      return client.getOperation({ name }, once).then(
+        ([operation]) => state(operation),
+        error => grpc.status[error.code]);
+    }
     case 'cancel':
       await client.cancelOperation({ name });
       return 'ok';
@@ -114,7 +120,7 @@ async function perform(client, step, name, parent) {
 }
 
 async function scripts(client, control) {
-  const calls = ['get', 'cancel', 'delete', 'wait', 'list', 'result', 'cancel and result'];
+  const calls = ['get', 'cancel', 'delete', 'wait', 'list', 'get within 1s', 'result', 'cancel and result'];
   const results = {};
   for (const [number, script] of read('scripts.json').entries()) {
     const parent = `projects/node-${number}`;
@@ -124,6 +130,10 @@ async function scripts(client, control) {
       if (calls.includes(step)) {
         const outcome = await perform(client, step, name, parent).catch(refused);
         outcomes.push(outcome.replace(`"${name}"`, 'NAME'));
+        continue;
+      }
+      if (step === 'seen') {
+        outcomes.push(await control.send({ do: 'seen', name }));
         continue;
       }
       const [event, argument = ''] = step.split(' ');

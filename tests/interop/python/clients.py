@@ -21,6 +21,11 @@ def perform(client, stub, step, name, parent):
     try:
         if step == "get":
             return state(client.get_operation(name))
+        if step == "get within 1s":
+            try:
+                return state(client.get_operation(name, timeout=1, retry=None))
+            except exceptions.DeadlineExceeded:
+                return "DEADLINE_EXCEEDED"
         if step == "cancel":
             client.cancel_operation(name)
             return "ok"

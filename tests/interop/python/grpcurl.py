@@ -7,7 +7,7 @@ import sys
 
 from google.longrunning import operations_pb2
 from google.protobuf import json_format
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from steering import Control, play, refused, state
 
@@ -15,9 +15,9 @@ HERE = pathlib.Path(__file__).parent.parent
 assert error_details_pb2  # what is packed into an Any must be known
 
 
-def call(binary, protos, port, method, request):
+def call(binary, protos, port, method, request, seconds="10"):
     """Makes a call, and returns the answer or the status."""
-    command = [binary, "-plaintext", "-format-error", "-max-time", "10", "-import-path", protos]
+    command = [binary, "-plaintext", "-format-error", "-max-time", seconds, "-import-path", protos]
     for proto in ("google/longrunning/operations.proto", "google/rpc/error_details.proto"):
         command += ["-proto", proto]
     command += ["-d", json.dumps(request), f"127.0.0.1:{port}", f"google.longrunning.Operations/{method}"]
@@ -30,6 +30,9 @@ def call(binary, protos, port, method, request):
 
 
 def perform(call, step, name, parent):
+    if step == "get within 1s":
+        answer, status = call("GetOperation", {"name": name}, "1")
+        return code_pb2.Code.Name(status.code) if status else str(answer)
     if step == "list":
         count, token = 0, ""
         while True:
@@ -59,7 +62,7 @@ def perform(call, step, name, parent):
 
 def main(binary, protos, port, control):
     scripts = json.loads((HERE / "scripts.json").read_text())
-    made = lambda method, request: call(binary, protos, port, method, request)
+    made = lambda *request: call(binary, protos, port, *request)
     return play(scripts, Control(control), "grpcurl", lambda *step: perform(made, *step))
 
 

@@ -24,7 +24,7 @@ def play(scripts, control, client, perform):
 
     `perform(step, name, parent)` makes the call that a step stands for; of others it knows nothing.
     """
-    calls = {"get", "cancel", "delete", "wait", "list", "result", "cancel and result"}
+    calls = {"get", "cancel", "delete", "wait", "list", "get within 1s", "result", "cancel and result"}
     results = {}
     for number, script in enumerate(scripts):
         parent = f"projects/{client}-{number}"
@@ -34,6 +34,9 @@ def play(scripts, control, client, perform):
             if step in calls:
                 outcome = perform(step, name, parent)
                 outcomes.append(outcome.replace(f'"{name}"', "NAME"))
+                continue
+            if step == "seen":
+                outcomes.append(control("seen", name=name))
                 continue
             event, _, argument = step.partition(" ")
             many = range(int(argument)) if event == "start" and argument else None

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use longrunning::{
     Operation, OperationsClient, Outcome, PollPolicy, StatusExt, Transport,
-    proto::{WaitOperationRequest, rpc},
+    proto::{GetOperationRequest, WaitOperationRequest, rpc},
 };
 use serde_json::{Map, Value, json};
 use tokio::{
@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_stream::StreamExt as _;
-use tonic::Status;
+use tonic::{IntoRequest as _, Request, Status};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -57,6 +57,16 @@ async fn perform(
             client.wait_operation(request).await.map(|it| state(&it))
         }
         "list" => count(client, parent).await.map(|count| count.to_string()),
+        "get within 1s" => {
+            let mut request: Request<GetOperationRequest> = name.into_request();
+            request.set_timeout(Duration::from_secs(1));
+            let status = client.get_operation(request).await.err();
+            Ok(status.map_or_else(ok, |status| status.code_name().to_owned()))
+        }
+        "seen" => {
+            let seen = control.send(json!({ "do": "seen", "name": name })).await?;
+            Ok(seen.as_str().unwrap_or_default().to_owned())
+        }
         "result" => client
             .poller(name)
             .until_done()

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    emulator::{CancelBehavior, Emulator, Method},
+    emulator::{Call, CallOutcome, CancelBehavior, Emulator, Method},
     proto::rpc,
 };
 use prost_types::Any;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
 use tonic::Status;
 
@@ -40,14 +41,16 @@ async fn serve(emulator: &Emulator, stream: TcpStream) -> Result<(), Error> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
-        let answer = obey(emulator, &serde_json::from_str(&line)?)?;
+        let answer = obey(emulator, &serde_json::from_str(&line)?).await?;
         writer.write_all(format!("{answer}\n").as_bytes()).await?;
     }
     Ok(())
 }
 
-fn obey(emulator: &Emulator, order: &Value) -> Result<Value, Error> {
+async fn obey(emulator: &Emulator, order: &Value) -> Result<Value, Error> {
     const SOON: Duration = Duration::from_millis(300);
+    // A second, as gRPC's C core rounds it up.
+    const LIMIT: Duration = Duration::from_millis(1020);
     let name = order["name"].as_str().unwrap_or_default();
     let argument = order["argument"].as_str().unwrap_or_default();
     match order["do"].as_str().unwrap_or_default() {
@@ -73,6 +76,24 @@ fn obey(emulator: &Emulator, order: &Value) -> Result<Value, Error> {
         // The next call is answered with this code.
         "refuse-get" => emulator.fail_next(Method::Get, 1, refusal(argument)?),
         "refuse-wait" => emulator.fail_next(Method::Wait, 1, refusal(argument)?),
+        "delay-get" => {
+            let delay = Duration::from_millis(argument.parse()?);
+            emulator.delay(Method::Get, delay);
+        }
+        // The latest call: what time it was given, and how it ended.
+        "seen" => {
+            let latest = || emulator.calls().pop().filter(|call| call.name() == name);
+            let over = |call: &Call| call.outcome() != CallOutcome::InFlight;
+            let ended = emulator.wait_until(|_| latest().is_none_or(|call| over(&call)));
+            timeout(Duration::from_secs(5), ended).await?;
+            let call = latest().ok_or("another was called later")?;
+            let (method, outcome) = (call.method(), call.outcome());
+            return Ok(match call.timeout() {
+                Some(time) if time <= LIMIT => format!("{method} within 1s: {outcome:?}"),
+                other => format!("{method} within {other:?}: {outcome:?}"),
+            }
+            .into());
+        }
         // The names of the calls so far, each with its routing header. They are forgotten.
         "calls" => {
             let calls = emulator.calls();
