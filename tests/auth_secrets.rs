@@ -60,8 +60,8 @@ async fn search(credentials: &str, variables: &[(&str, &Path)], expected: &str) 
         &base64[..16],
     ] {
         if let Some(place) = said.find(secret) {
-            let context = &said[said.floor_char_boundary(place.saturating_sub(300))..];
-            let context: String = context.chars().take(600).collect();
+            let before: Vec<_> = said[..place].chars().rev().take(300).collect();
+            let context: String = before.into_iter().rev().collect();
             panic!("{credentials:.20}: a secret got out: {context}");
         }
     }
