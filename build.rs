@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let mut config = Config::new();
     config.enable_type_names(); // `prost::Name`, with which an `Any` is checked against its type
+    config.type_name_domain(["."], "type.googleapis.com"); // as every other language packs an `Any`
     config.btree_map(["."]); // the same message is always the same bytes
     tonic_prost_build::configure()
         .build_server(env::var_os("CARGO_FEATURE_EMULATOR").is_some())

@@ -132,6 +132,27 @@ impl AuthInterceptor {
         })
     }
 
+    /// Adds the headers of the token that is published.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub(crate) fn sign(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
+        // The quota project of this one call, if it has its own, is the caller's choice.
+        let quota_project = metadata.get(QUOTA_PROJECT).cloned();
+        match &self.headers {
+            Headers::Fixed(headers) => insert(metadata, headers),
+            Headers::Renewed(renewed) => {
+                renewed.ended()?;
+                insert(metadata, renewed.published.borrow().headers()?);
+            }
+        }
+        if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
+            metadata.insert(QUOTA_PROJECT, project);
+        }
+        Ok(())
+    }
+
     /// Waits for the first token as long as set-up may take.
     pub(super) async fn first_token(self) -> Result<Self, Status> {
         if let Headers::Fixed(_) = self.headers {
@@ -148,19 +169,7 @@ impl AuthInterceptor {
 
 impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let metadata = request.metadata_mut();
-        // The quota project of this one call, if it has its own, is the caller's choice.
-        let quota_project = metadata.get(QUOTA_PROJECT).cloned();
-        match &self.headers {
-            Headers::Fixed(headers) => insert(metadata, headers),
-            Headers::Renewed(renewed) => {
-                renewed.ended()?;
-                insert(metadata, renewed.published.borrow().headers()?);
-            }
-        }
-        if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
-            metadata.insert(QUOTA_PROJECT, project);
-        }
+        self.sign(request.metadata_mut())?;
         Ok(request)
     }
 }

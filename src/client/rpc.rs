@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Stack, answer::Answering};
+use super::{Stack, Timeout, answer::Answering};
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
     ListOperationsResponse, Operation, WaitOperationRequest,
@@ -13,7 +13,7 @@ use crate::proto::{
 };
 
 /// A request message, and the RPC that it belongs to.
-pub(crate) trait Rpc: Message + Sized + 'static {
+pub(crate) trait Rpc: Clone + Message + Sized + 'static {
     type Answer;
 
     const METHOD: &'static str;
@@ -23,11 +23,14 @@ pub(crate) trait Rpc: Message + Sized + 'static {
 
     const NAME_MAY_BE_EMPTY: bool = false;
 
+    /// Whether the published policy knows it.
+    const MAY_BE_RETRIED: bool = true;
+
     fn name(&self) -> &str;
 
     /// How long the call may take, of what the client is set to.
-    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
-        client
+    fn timeout(&self, client: Timeout) -> Option<Duration> {
+        client.any()
     }
 
     fn send<S: Stack>(
@@ -110,16 +113,20 @@ impl Rpc for WaitOperationRequest {
 
     const METHOD: &'static str = "WaitOperation";
     const HAS_HTTP_RULE: bool = false;
+    const MAY_BE_RETRIED: bool = false;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
+    fn timeout(&self, client: Timeout) -> Option<Duration> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
         let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
-        client.map(|client| wait.map_or(client, |wait| wait.saturating_add(MARGIN)))
+        match wait {
+            Some(wait) => client.any().map(|_| wait.saturating_add(MARGIN)),
+            None => client.set,
+        }
     }
 
     async fn send<S: Stack>(

@@ -1,0 +1,39 @@
+//! Serves the emulator to programs in any language, until it is interrupted.
+//!
+//! `cargo run --example emulator -- [--port N] [--complete-after SECONDS] [NAME]...`
+//! starts the operations of these names, which run until they are cancelled or that time is over.
+
+use std::{env, error::Error, time::Duration};
+
+use longrunning::emulator::Emulator;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut port = 0;
+    let mut complete_after = None;
+    let mut names = Vec::new();
+    let mut args = env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+        match &*arg {
+            "--port" => port = value()?.parse().map_err(|e| format!("--port: {e}"))?,
+            "--complete-after" => {
+                let seconds = value()?.parse().map_err(|e| format!("{arg}: {e}"))?;
+                complete_after = Some(Duration::try_from_secs_f64(seconds)?);
+            }
+            flag if flag.starts_with("--") => return Err(format!("unknown flag {flag}").into()),
+            name => names.push(name.to_owned()),
+        }
+    }
+    let emulator = Emulator::builder().port(port).start().await?;
+    for name in names {
+        emulator.start_operation(&name)?;
+        if let Some(delay) = complete_after {
+            emulator.complete_after(&name, &prost_types::Duration::default(), delay)?;
+        }
+        println!("started {name}");
+    }
+    println!("listening on {}", emulator.endpoint());
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}

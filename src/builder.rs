@@ -1,0 +1,323 @@
+//! From an endpoint to a client: what the default stack is made of.
+
+mod endpoint;
+#[cfg(feature = "_tls")]
+mod tls;
+
+use std::{mem, num::NonZeroUsize, time::Duration};
+
+use http::{HeaderValue, Uri, uri::Scheme};
+use hyper::rt::{Read, Write};
+use tonic::{Code, Status};
+use tower::{BoxError, Service};
+
+pub use self::endpoint::Endpoint;
+#[cfg(feature = "_tls")]
+use self::tls::TlsSettings;
+use crate::{
+    auth::{AuthInterceptor, Credentials},
+    client::OperationsClient,
+    retry::RetryPolicy,
+    status::local,
+    transport::{Connector, Dial, Limits, Transport},
+};
+
+/// Makes an [`OperationsClient`] over connections of its own.
+///
+/// Nothing is checked before [`connect`](Self::connect) or [`connect_lazy`](Self::connect_lazy):
+/// a bad value is an `INVALID_ARGUMENT` of theirs that names it.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct Builder {
+    endpoint: Endpoint,
+    credentials: Credentials,
+    credentials_in_plaintext: bool,
+    connector: Option<Dial>,
+    #[cfg(feature = "_tls")]
+    tls: TlsSettings,
+    connect_timeout: Duration,
+    keepalive: (Duration, Duration),
+    max_connections: NonZeroUsize,
+    timeout: Option<Duration>,
+    retry: RetryPolicy,
+    user_agent: Option<String>,
+}
+
+/// How long a call may take where nobody says, as the published service config has it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection beside others is kept without calls.
+const IDLE: Duration = Duration::from_secs(60);
+
+impl OperationsClient<Transport> {
+    /// Begins to make a client of the service at an endpoint: `https://` or `http://`, a host, and
+    /// a port where it is not 443 or 80.
+    pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
+        Builder {
+            endpoint: endpoint.into(),
+            credentials: Credentials::none(),
+            credentials_in_plaintext: false,
+            connector: None,
+            #[cfg(feature = "_tls")]
+            tls: TlsSettings::default(),
+            connect_timeout: Duration::from_secs(5),
+            keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
+            max_connections: const { NonZeroUsize::new(20).unwrap() },
+            timeout: None,
+            retry: RetryPolicy::default(),
+            user_agent: None,
+        }
+    }
+}
+
+impl Builder {
+    /// Sets what to show the server with every call. Default is [`Credentials::none`].
+    ///
+    /// They go to the endpoint, whoever it is. Over plaintext they go to this machine only, unless
+    /// [allowed](Self::credentials_in_plaintext).
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Has the credentials sent unencrypted, for all on the way to read, where the endpoint is
+    /// `http` and not on this machine. Default is to refuse.
+    pub fn credentials_in_plaintext(mut self) -> Self {
+        self.credentials_in_plaintext = true;
+        self
+    }
+
+    /// Sets how long a call may take, all its attempts together, where its request does not say.
+    ///
+    /// Connecting and waiting for a connection count. A Wait whose message has a timeout may take
+    /// that and 10 seconds instead. Default is 10 seconds, and no limit for a Wait without one.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is the published policy, which
+    /// [`RetryPolicy`] tells.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// Sets how long it may take to open a connection: name look-up, TCP, TLS and the server's
+    /// HTTP/2 settings together. Default is 5 seconds.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets after how long without a byte a connection on which calls wait is pinged, and how long
+    /// the answer may take before its calls fail with `UNAVAILABLE`.
+    ///
+    /// A connection without calls is never pinged. Many servers close a connection that is pinged
+    /// more often than they like. [`Duration::MAX`] means never. Default is 310 and 20 seconds: all
+    /// gRPC servers take a ping every 300. A dead connection is found earlier than that: by TCP,
+    /// and by one ping when a call's deadline passes and nothing has come.
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.keepalive = (interval, timeout);
+        self
+    }
+
+    /// Sets how many connections there may be at once. Default is 20.
+    ///
+    /// There is one until as many calls are in flight as the server allows on it, commonly 100,
+    /// then another; those idle for a minute go, but for the last. Calls beyond all of them wait
+    /// their turn.
+    pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+
+    /// Sets what stands before this crate's own name in the `user-agent` header. Default is
+    /// nothing.
+    pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+        self.user_agent = Some(user_agent.into());
+        self
+    }
+
+    /// Sets what gives the byte stream to the server, in place of TCP: a Unix socket, a proxy, a
+    /// pipe within the process. Default is TCP.
+    ///
+    /// It gets the endpoint as it was given. TLS, where the endpoint is `https`, goes over the
+    /// stream.
+    pub fn connector<C>(mut self, connector: C) -> Self
+    where
+        C: Service<Uri> + Send + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send,
+    {
+        self.connector = Some(Dial::custom(connector));
+        self
+    }
+
+    /// Trusts the certificates in this PEM text, too, as issuers of the server's. Default is the
+    /// roots of the system, or Mozilla's, as the crate's features say.
+    #[cfg(feature = "_tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls-ring")))]
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls.ca(pem.into());
+        self
+    }
+
+    /// Shows this certificate to a server that asks for one: its chain and its private key, each
+    /// as PEM text. Default is none.
+    #[cfg(feature = "_tls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tls-ring")))]
+    pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls.identity(certificate.into(), key.into());
+        self
+    }
+
+    /// Sets the whole of TLS, but for ALPN. Default is made of the roots,
+    /// [`ca_certificate`](Self::ca_certificate) and [`identity`](Self::identity), which this
+    /// replaces.
+    ///
+    /// The type is of rustls 0.23: a later version of this crate may need another.
+    #[cfg(feature = "rustls")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
+    pub fn rustls_config(
+        mut self,
+        config: impl Into<std::sync::Arc<tokio_rustls::rustls::ClientConfig>>,
+    ) -> Self {
+        self.tls.whole(config.into());
+        self
+    }
+
+    /// Fetches the first token, opens the first connection, and makes the client.
+    ///
+    /// # Errors
+    ///
+    /// - `INVALID_ARGUMENT`: a value that was set cannot be used; the message names it.
+    /// - `FAILED_PRECONDITION`: there is no tokio runtime, or a feature that is needed is off, or
+    ///   the credentials would go over plaintext.
+    /// - `UNAVAILABLE`: the server cannot be reached, or no token came within 10 s.
+    /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or they are refused.
+    pub async fn connect(mut self) -> Result<OperationsClient<Transport>, Status> {
+        let credentials = self.take_credentials()?;
+        let (timeout, retry) = (self.timeout, self.retry.clone());
+        let transport = self.transport()?;
+        let auth = match credentials {
+            Some(credentials) => Some(credentials.interceptor().await?),
+            None => None,
+        };
+        transport.connect().await?;
+        Ok(client(transport, timeout, retry, auth))
+    }
+
+    /// Makes a client that connects with its first call, and fetches its first token meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect) that can be told without asking anyone.
+    pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
+        let credentials = self.take_credentials()?;
+        let (timeout, retry) = (self.timeout, self.retry.clone());
+        let transport = self.transport()?;
+        let auth = credentials.map(Credentials::interceptor_lazy).transpose()?;
+        Ok(client(transport, timeout, retry, auth))
+    }
+
+    fn take_credentials(&mut self) -> Result<Option<Credentials>, Status> {
+        let credentials = mem::replace(&mut self.credentials, Credentials::none());
+        if credentials.is_none() {
+            return Ok(None);
+        }
+        if !self.credentials_in_plaintext && self.endpoint.is_open_to_others() {
+            return Err(local(
+                Code::FailedPrecondition,
+                format!(
+                    "endpoint {:?}: credentials over plaintext could be read on the way: use https, or allow it with credentials_in_plaintext()",
+                    self.endpoint
+                ),
+            ));
+        }
+        Ok(Some(credentials))
+    }
+
+    fn transport(self) -> Result<Transport, Status> {
+        positive("timeout", self.timeout.unwrap_or(TIMEOUT))?;
+        positive("connect timeout", self.connect_timeout)?;
+        positive("keepalive interval", self.keepalive.0)?;
+        positive("keepalive timeout", self.keepalive.1)?;
+        let user_agent = user_agent(self.user_agent)?;
+        let (uri, authority) = self.endpoint.into_parts()?;
+        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTPS);
+        #[cfg(feature = "_tls")]
+        let tls = match scheme == Scheme::HTTPS {
+            true => Some(self.tls.build(&authority)?),
+            false => None,
+        };
+        #[cfg(not(feature = "_tls"))]
+        if scheme == Scheme::HTTPS {
+            return Err(local(
+                Code::FailedPrecondition,
+                format!(
+                    "endpoint \"{uri}\": no TLS in this build: turn on the features `tls-ring` and `tls-native-roots` of `longrunning`"
+                ),
+            ));
+        }
+        let dial = self.connector;
+        let connector = Connector {
+            uri,
+            authority,
+            dial: dial.unwrap_or_else(|| Dial::tcp(self.connect_timeout)),
+            #[cfg(feature = "_tls")]
+            tls,
+            timeout: self.connect_timeout,
+        };
+        let limits = Limits {
+            connections: self.max_connections.get(),
+            keepalive: self.keepalive.0,
+            keepalive_timeout: self.keepalive.1,
+            idle: IDLE,
+        };
+        Ok(Transport::new(connector, limits, scheme, user_agent))
+    }
+}
+
+fn client(
+    transport: Transport,
+    timeout: Option<Duration>,
+    retry: RetryPolicy,
+    auth: Option<AuthInterceptor>,
+) -> OperationsClient<Transport> {
+    let client = OperationsClient::new(transport)
+        .with_default_timeout(TIMEOUT)
+        .with_retry(retry);
+    let client = match timeout {
+        Some(timeout) => client.with_timeout(timeout),
+        None => client,
+    };
+    match auth {
+        Some(auth) => client.with_credentials(auth),
+        None => client,
+    }
+}
+
+fn positive(what: &str, duration: Duration) -> Result<(), Status> {
+    match duration.is_zero() {
+        true => Err(local(
+            Code::InvalidArgument,
+            format!("{what} 0s: give a longer one"),
+        )),
+        false => Ok(()),
+    }
+}
+
+fn user_agent(prefix: Option<String>) -> Result<HeaderValue, Status> {
+    const OWN: &str = concat!("longrunning/", env!("CARGO_PKG_VERSION"));
+    let Some(prefix) = prefix else {
+        return Ok(HeaderValue::from_static(OWN));
+    };
+    HeaderValue::try_from(format!("{prefix} {OWN}")).map_err(|_| {
+        local(
+            Code::InvalidArgument,
+            format!("user agent {prefix:?}: give visible ASCII characters"),
+        )
+    })
+}

@@ -1,0 +1,197 @@
+//! The address of a server.
+
+use std::{borrow::Cow, fmt, net::IpAddr};
+
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
+use tonic::{Code, Status};
+
+use crate::status::local;
+
+/// The address of a server, such as `https://automl.googleapis.com`: made of a string or a [`Uri`].
+///
+/// One that is none is reported when the client is made of it.
+#[derive(Clone)]
+pub struct Endpoint {
+    uri: Result<Uri, String>,
+    text: String,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shown().fmt(f)
+    }
+}
+
+impl From<&str> for Endpoint {
+    fn from(text: &str) -> Self {
+        Self {
+            uri: text.parse().map_err(|error| format!("{error}")),
+            text: text.to_owned(),
+        }
+    }
+}
+
+impl From<&String> for Endpoint {
+    fn from(text: &String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<String> for Endpoint {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<Uri> for Endpoint {
+    fn from(uri: Uri) -> Self {
+        Self {
+            text: uri.to_string(),
+            uri: Ok(uri),
+        }
+    }
+}
+
+impl Endpoint {
+    /// What stands before an @ may hold a password.
+    fn shown(&self) -> Cow<'_, str> {
+        match self.text.rsplit_once('@') {
+            Some((_, host)) => format!("..@{host}").into(),
+            None => self.text.as_str().into(),
+        }
+    }
+
+    /// Whether what goes there can be read on the way: it is not encrypted, and leaves this machine.
+    pub(crate) fn is_open_to_others(&self) -> bool {
+        let Ok(uri) = &self.uri else {
+            return false; // nothing will go there
+        };
+        let host = uri.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let local = match address.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+        };
+        uri.scheme() != Some(&Scheme::HTTPS) && !local
+    }
+
+    /// Checks that it is what gRPC can call.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`: it is not.
+    pub(crate) fn into_parts(self) -> Result<(Uri, Authority), Status> {
+        let text = self.shown().into_owned();
+        let bad = |why: &str| {
+            let message = format!("endpoint {text:?}: {why}");
+            Err(local(Code::InvalidArgument, message))
+        };
+        let uri = match self.uri {
+            Ok(uri) => uri,
+            Err(error) => return bad(&format!("{error}: {REMEDY}")),
+        };
+        let Some(authority) = uri.authority().cloned() else {
+            return bad(&format!("no host: {REMEDY}"));
+        };
+        match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
+            Some(_) => return bad("the scheme must be https or http"),
+            None => return bad("no scheme: put https:// before it"),
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return bad("gRPC's methods make the path: leave out what follows the host");
+        }
+        if authority.as_str().contains('@') {
+            return bad("leave out what stands before the @");
+        }
+        if authority.host().is_empty() {
+            return bad(&format!("no host: {REMEDY}"));
+        }
+        if authority.as_str() != authority.host()
+            && authority.port().is_none_or(|p| p.as_u16() == 0)
+        {
+            return bad("the port must be a number from 1 to 65535");
+        }
+        Ok((uri, authority))
+    }
+}
+
+const REMEDY: &str = "write it like https://automl.googleapis.com";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_of_a_server_is_refused_by_name() {
+        let table = [
+            ("", "empty string"),
+            ("automl.googleapis.com", "no scheme"),
+            ("automl.googleapis.com:443", "no scheme"),
+            ("ftp://a", "must be https or http"),
+            ("https://a/v1", "leave out what follows"),
+            ("https://a?b=c", "leave out what follows"),
+            ("https://a:0", "port"),
+            ("https://a:65536", "port"),
+            ("https://", "write it like https://"),
+            ("/v1/operations", "no host"),
+            ("https://a b", "write it like https://"),
+        ];
+        for (text, why) in table {
+            let status = Endpoint::from(text).into_parts().expect_err(text);
+            assert_eq!(status.code(), Code::InvalidArgument);
+            let message = status.message();
+            assert!(
+                message.starts_with(&format!("endpoint {text:?}: ")),
+                "{message}"
+            );
+            assert!(message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_shown() {
+        let endpoint = Endpoint::from("https://me:secret@a");
+        assert!(!format!("{endpoint:?}").contains("secret"));
+        let status = endpoint.into_parts().expect_err("a user");
+        let message = "endpoint \"..@a\": leave out what stands before the @";
+        assert_eq!(status.message(), message);
+    }
+
+    #[test]
+    fn an_address_is_a_scheme_a_host_and_maybe_a_port() {
+        for text in [
+            "https://a",
+            "http://127.0.0.1:80/",
+            "http://[::1]:50051",
+            "HTTPS://a:443",
+        ] {
+            Endpoint::from(text).into_parts().expect(text);
+        }
+    }
+
+    #[test]
+    fn only_plaintext_that_leaves_this_machine_is_open_to_others() {
+        let table = [
+            ("https://a", false),
+            ("http://127.0.0.1:1", false),
+            ("http://127.1.2.3", false),
+            ("http://[::1]:1", false),
+            ("http://[::ffff:127.0.0.1]", false),
+            ("http://LocalHost:1", false),
+            ("http://localhost.", false),
+            ("http://a", true),
+            ("http://10.0.0.1", true),
+            ("http://[::2]", true),
+            ("http://localhost.a", true),
+            ("http://127.0.0.1.a", true),
+            ("http://0.0.0.0", true),
+        ];
+        for (text, open) in table {
+            assert_eq!(Endpoint::from(text).is_open_to_others(), open, "{text}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The whole service `google.longrunning.Operations` in memory, for tests.
+//!
+//! An [`Emulator`] serves all five methods over real HTTP/2 on a free loopback port, and in
+//! process. A test starts operations and decides how they end, has the server behave as awkwardly
+//! as real ones do, and looks at the calls that came in:
+//!
+//! ```
+//! use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let emulator = Emulator::start().await?;
+//! emulator.start_operation("operations/1")?;
+//!
+//! let channel = tonic::transport::Endpoint::from_shared(emulator.endpoint())?.connect().await?;
+//! let mut client = OperationsClient::new(channel);
+//! client.cancel_operation("operations/1").await?;
+//!
+//! let operation = emulator.operation("operations/1").expect("it stays on record");
+//! assert!(operation.done);
+//! assert_eq!(emulator.calls()[0].name(), "operations/1");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Awkward servers: [`on_cancel`](Emulator::on_cancel), [`on_wait`](Emulator::on_wait),
+//! [`delay`](Emulator::delay), [`fail_next`](Emulator::fail_next),
+//! [`lose_next`](Emulator::lose_next), [`reset_next`](Emulator::reset_next),
+//! [`unimplement`](Emulator::unimplement), [`require`](Emulator::require), and a limit on
+//! [streams](Builder::max_concurrent_streams).
+//!
+//! A call's deadline never turns into `CANCELLED` here. A late answer stays late: it comes when
+//! its delay is over, whatever the `grpc-timeout`, as a stuck server's would, and it is up to the
+//! client to give up. Only a call that arrives with no time left is answered
+//! `DEADLINE_EXCEEDED`, and a Wait returns the latest state before its deadline.
+
+mod calls;
+mod cancel;
+mod deadline;
+mod filter;
+mod list;
+mod operations;
+mod script;
+mod server;
+mod service;
+mod wait;
+
+use std::{
+    error::Error,
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{net::TcpListener, runtime::Handle, sync::watch};
+use tonic::{Code, Status};
+
+use self::{calls::Log, operations::Store, script::Script, server::Tasks};
+pub use self::{
+    calls::{Call, CallOutcome, CallRequest, Method},
+    cancel::CancelBehavior,
+    service::Service,
+    wait::WaitBehavior,
+};
+use crate::{
+    Origin,
+    proto::operations_server::OperationsServer,
+    status::{caused, local},
+};
+
+/// A running server of `google.longrunning.Operations`, and the hand that steers it.
+///
+/// Dropping it closes its port and its connections and ends its tasks; [`shutdown`](Self::shutdown)
+/// also waits until that is done. All methods take `&self`: tasks share it in an [`Arc`].
+pub struct Emulator {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl Emulator {
+    /// Serves on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// - `FAILED_PRECONDITION`: there is no tokio runtime here.
+    /// - `UNAVAILABLE`: the port cannot be had.
+    ///
+    /// # Panics
+    ///
+    /// In a tokio runtime that was built without I/O or time, as tokio's own types do.
+    pub async fn start() -> Result<Self, Status> {
+        Self::builder().start().await
+    }
+
+    /// Returns a builder, for a certain port or a limit on streams.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Returns where it serves: `http://127.0.0.1:PORT`.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Returns the port on which it serves.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Returns the service to be called in process, without a socket.
+    ///
+    /// It goes on answering when the emulator has shut down, except that nothing ends by itself
+    /// any more.
+    ///
+    /// ```
+    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// let emulator = Emulator::start().await?;
+    /// emulator.start_operation("operations/1")?;
+    /// let mut client = OperationsClient::new(emulator.service());
+    /// assert!(!client.get_operation("operations/1").await?.into_inner().done);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn service(&self) -> OperationsServer<Service> {
+        OperationsServer::new(Service::new(Arc::clone(&self.shared)))
+    }
+
+    /// Waits until the condition holds. It is looked at now and after every change of a call, an
+    /// operation or a connection, so nothing need sleep or poll.
+    ///
+    /// A condition that never comes true is waited for forever: `tokio::time::timeout` bounds it.
+    /// Dropping the future is safe.
+    ///
+    /// ```
+    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// let emulator = Emulator::start().await?;
+    /// emulator.start_operation("operations/1")?;
+    /// let mut client = OperationsClient::new(emulator.service());
+    /// let call = tokio::spawn(async move { client.wait_operation("operations/1").await });
+    /// emulator.wait_until(|emulator| emulator.in_flight() == 1).await;
+    /// call.abort();
+    /// emulator.wait_until(|emulator| emulator.in_flight() == 0).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn wait_until(&self, mut condition: impl FnMut(&Self) -> bool) {
+        let mut changes = self.shared.changes.subscribe();
+        // What happens between the look and the wait is seen: the receiver is older than both.
+        while !condition(self) && changes.changed().await.is_ok() {}
+    }
+
+    /// Closes the port and the connections, and returns when the last task has ended.
+    ///
+    /// Calls in flight are cut off.
+    pub async fn shutdown(self) {
+        self.shared.tasks.close();
+        self.shared.tasks.closed().await;
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.shared.tasks.close();
+    }
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emulator")
+            .field("endpoint", &self.endpoint())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settles how an [`Emulator`] serves.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    port: u16,
+    max_concurrent_streams: Option<u32>,
+}
+
+impl Builder {
+    /// Sets the port on 127.0.0.1. Default is 0: any free one.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    /// Sets how many calls at once a connection may carry, as it is announced to clients; calls
+    /// beyond it are refused (`REFUSED_STREAM`). Google's front ends allow 100. Default is no limit.
+    #[must_use]
+    pub fn max_concurrent_streams(self, limit: u32) -> Self {
+        Self {
+            max_concurrent_streams: Some(limit),
+            ..self
+        }
+    }
+
+    /// Starts to serve.
+    ///
+    /// # Errors
+    ///
+    /// As [`Emulator::start`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Emulator::start`].
+    pub async fn start(self) -> Result<Emulator, Status> {
+        let runtime = Handle::try_current().map_err(|_| {
+            local(
+                Code::FailedPrecondition,
+                "the emulator needs a tokio runtime: start it inside of one",
+            )
+        })?;
+        let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let unavailable = |error: io::Error| {
+            let message = format!("cannot listen on {wanted}: {error}; port 0 takes a free one");
+            let cause = Box::<dyn Error + Send + Sync>::from(error);
+            caused(Code::Unavailable, message, Origin::Client, cause)
+        };
+        let listener = TcpListener::bind(wanted).await.map_err(unavailable)?;
+        let address = listener.local_addr().map_err(unavailable)?;
+        let shared = Arc::new(Shared {
+            changes: watch::Sender::default(),
+            log: Mutex::default(),
+            script: Mutex::default(),
+            store: Mutex::default(),
+            tasks: Tasks::new(runtime),
+        });
+        let emulator = Emulator { shared, address };
+        server::serve(&emulator, listener, self.max_concurrent_streams);
+        Ok(emulator)
+    }
+}
+
+/// What the handle, the service and the tasks have in common. No two of its locks are ever held
+/// together, and none is while foreign code runs.
+struct Shared {
+    /// Told of every change of what follows.
+    changes: watch::Sender<()>,
+    log: Mutex<Log>,
+    script: Mutex<Script>,
+    store: Mutex<Store>,
+    tasks: Tasks,
+}
+
+impl Shared {
+    fn changed(&self) {
+        self.changes.send_replace(());
+    }
+}
+
+/// Locks it. A panic elsewhere does not spread: what is guarded is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,121 @@
+//! The five methods as a tonic server calls them, and what all of them have in common.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tonic::{Request, Response, Status};
+
+use super::{Call, CallRequest, Shared, deadline, lock, script::Fault};
+use crate::proto::{
+    CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
+    ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
+};
+
+/// The methods of an [`Emulator`](super::Emulator), for tonic's generated server.
+///
+/// See [`Emulator::service`](super::Emulator::service).
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl Operations for Service {
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let message = request.get_ref().clone();
+        let work = async { self.shared.list(&message) };
+        self.answer(request.map(CallRequest::List), work).await
+    }
+
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let name = request.get_ref().name.clone();
+        let work = async { lock(&self.shared.store).find(&name).cloned() };
+        self.answer(request.map(CallRequest::Get), work).await
+    }
+
+    async fn delete_operation(
+        &self,
+        request: Request<DeleteOperationRequest>,
+    ) -> Result<Response<()>, Status> {
+        let name = request.get_ref().name.clone();
+        let work = async { self.shared.remove(&name).map(drop) };
+        self.answer(request.map(CallRequest::Delete), work).await
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<CancelOperationRequest>,
+    ) -> Result<Response<()>, Status> {
+        let name = request.get_ref().name.clone();
+        let work = async { self.shared.cancel(&name) };
+        self.answer(request.map(CallRequest::Cancel), work).await
+    }
+
+    async fn wait_operation(
+        &self,
+        request: Request<WaitOperationRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let message = request.get_ref().clone();
+        let left = deadline::timeout(request.metadata());
+        let work = async { self.shared.wait(&message, left).await };
+        self.answer(request.map(CallRequest::Wait), work).await
+    }
+}
+
+impl Service {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Answers a call with what the work gives, unless the script wants it otherwise.
+    async fn answer<T>(
+        &self,
+        request: Request<CallRequest>,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let call = Call::new(request);
+        let recording = self.shared.record(call.clone());
+        let answer = self.act(&call, work).await;
+        let delay = lock(&self.shared.script).delay(call.method());
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
+        }
+        recording.end(&answer);
+        answer.map(Response::new)
+    }
+
+    async fn act<T>(
+        &self,
+        call: &Call,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        if lock(&self.shared.script).lacks(call.method()) {
+            let message = format!("unknown method {}", call.method());
+            return Err(Status::unimplemented(message));
+        }
+        if call.timeout() == Some(Duration::ZERO) {
+            return Err(Status::deadline_exceeded(
+                "the call arrived with no time left",
+            ));
+        }
+        let requirement = lock(&self.shared.script).requirement();
+        requirement.map_or(Ok(()), |requirement| requirement(call))?;
+        let fault = lock(&self.shared.script).take_fault(call.method());
+        match fault {
+            None => work.await,
+            Some(Fault::Fail(status)) => Err(status),
+            Some(Fault::Lose(status)) => work.await.and(Err(status)),
+        }
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,269 @@
+//! How a connection is opened: TCP or what the user's connector gives, TLS, HTTP/2.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::{self, SendRequest};
+use http::{Uri, uri::Authority};
+use hyper::rt::{Read, Write};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Mutex,
+    time::timeout,
+};
+use tonic::{Code, Status, codegen::BoxFuture};
+use tower::{BoxError, Service};
+
+use super::traffic::{Counted, Traffic};
+use crate::status::{Origin, caused, classify};
+
+/// Opens connections to one server.
+pub(crate) struct Connector {
+    pub(crate) uri: Uri,
+    pub(crate) authority: Authority,
+    pub(crate) dial: Dial,
+    #[cfg(feature = "_tls")]
+    pub(crate) tls: Option<Tls>,
+    /// For everything up to the server's SETTINGS.
+    pub(crate) timeout: Duration,
+}
+
+/// TLS, and the name that the server's certificate must have.
+#[cfg(feature = "_tls")]
+pub(crate) struct Tls {
+    pub(crate) config: Arc<tokio_rustls::rustls::ClientConfig>,
+    pub(crate) name: tokio_rustls::rustls::pki_types::ServerName<'static>,
+}
+
+/// A connection that is up: the server's SETTINGS have arrived.
+pub(crate) struct Opened {
+    pub(crate) sender: SendRequest<Bytes>,
+    pub(crate) http2: Http2,
+    pub(crate) traffic: Arc<Traffic>,
+}
+
+pub(crate) type Http2 = client::Connection<Counted<Box<dyn Io>>>;
+
+/// A byte stream to the server.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Connector {
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE`: for whatever reason, there is none.
+    pub(crate) async fn connect(&self) -> Result<Opened, Status> {
+        let late = || io::Error::other(format!("not connected within {:?}", self.timeout));
+        let opened = match timeout(self.timeout, self.open()).await {
+            Ok(opened) => opened,
+            Err(_) => Err(late().into()),
+        };
+        opened.map_err(|error| {
+            let cause = classify(error);
+            let message = format!("cannot connect to {}: {}", self.authority, cause.message());
+            caused(Code::Unavailable, message, Origin::Transport, cause)
+        })
+    }
+
+    async fn open(&self) -> Result<Opened, BoxError> {
+        let io = self.dial.dial(self.uri.clone()).await?;
+        #[cfg(feature = "_tls")]
+        let io = match &self.tls {
+            Some(tls) => tls.secure(io).await?,
+            None => io,
+        };
+        let (io, traffic) = Counted::new(io);
+        let (sender, mut http2) = client::Builder::new()
+            // No pushes: gRPC has none.
+            .enable_push(false)
+            // A mark that says that SETTINGS have not arrived. Until then no call is sent.
+            .initial_max_send_streams(UNANNOUNCED)
+            // At the default of 64 KiB many small answers at once exhaust h2's budget for them,
+            // and a large one waits for the window to open again and again.
+            .initial_window_size(2 << 20)
+            .initial_connection_window_size(5 << 20)
+            // No answer has more; h2's default is 16 MiB.
+            .max_header_list_size(16 << 10)
+            // Calls whose deadline passes are reset, and their answers may still come. The default
+            // is to remember 50 of them, for a second, and to close the connection over 1024
+            // answers that come later.
+            .max_concurrent_reset_streams(1_000)
+            .reset_stream_duration(Duration::from_secs(10))
+            .max_local_error_reset_streams(None)
+            .handshake(io)
+            .await?;
+        let settings = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Err(BoxError::from(io::Error::from(
+                io::ErrorKind::UnexpectedEof,
+            )))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            Poll::Pending if http2.max_concurrent_send_streams() == UNANNOUNCED => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+        });
+        match settings.await {
+            Ok(()) => Ok(Opened {
+                sender,
+                http2,
+                traffic,
+            }),
+            Err(error) => Err(match traffic.foreign() {
+                Some(foreign) => foreign.into(),
+                None => error,
+            }),
+        }
+    }
+}
+
+/// No server announces so many streams, and h2 takes one that announces none for one more.
+const UNANNOUNCED: usize = usize::MAX - 1;
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("uri", &self.uri)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "_tls")]
+impl Tls {
+    async fn secure(&self, io: Box<dyn Io>) -> io::Result<Box<dyn Io>> {
+        let connector = tokio_rustls::TlsConnector::from(self.config.clone());
+        let io = connector.connect(self.name.clone(), io).await;
+        let io = io.map_err(|error| io::Error::other(Handshake(error)))?;
+        if io.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return Err(io::Error::other(
+                "the server does not speak HTTP/2 (it has not agreed to h2 by ALPN)",
+            ));
+        }
+        Ok(Box::new(io))
+    }
+}
+
+/// TLS that did not come about.
+#[cfg(feature = "_tls")]
+#[derive(Debug)]
+struct Handshake(io::Error);
+
+#[cfg(feature = "_tls")]
+impl fmt::Display for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use tokio_rustls::rustls::Error;
+        let cause = self.0.get_ref().and_then(|cause| cause.downcast_ref());
+        f.write_str(match cause {
+            Some(Error::InvalidMessage(_)) => {
+                "no TLS (write http:// in the endpoint if the server has none)"
+            }
+            _ => "no TLS",
+        })
+    }
+}
+
+#[cfg(feature = "_tls")]
+impl std::error::Error for Handshake {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// What gives a byte stream to the server.
+#[derive(Clone)]
+pub(crate) struct Dial(Arc<dyn Dialing>);
+
+trait Dialing: Send + Sync {
+    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError>;
+}
+
+impl Dial {
+    /// Looks the host up, and tries its addresses.
+    pub(crate) fn tcp(timeout: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        // Shared evenly by the addresses, so that some of it is left for TLS and HTTP/2.
+        connector.set_connect_timeout(Some(timeout.mul_f32(0.75)));
+        // The kernel finds out by itself about a peer that is gone, without a ping of HTTP/2 that
+        // a strict server would count.
+        connector.set_keepalive(Some(Duration::from_secs(60)));
+        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
+        connector.set_keepalive_retries(Some(3));
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+        Self(Arc::new(Tcp(connector)))
+    }
+
+    pub(crate) fn custom<C>(connector: C) -> Self
+    where
+        C: Service<Uri> + Send + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send,
+    {
+        Self(Arc::new(Custom(Arc::new(Mutex::new(connector)))))
+    }
+
+    async fn dial(&self, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+        self.0.dial(uri).await
+    }
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dial")
+    }
+}
+
+struct Tcp(HttpConnector);
+
+impl Dialing for Tcp {
+    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
+        let mut connector = self.0.clone();
+        Box::pin(async move {
+            poll_fn(|cx| connector.poll_ready(cx)).await?;
+            let io = connector.call(uri).await?.into_inner();
+            Ok(Box::new(io) as _)
+        })
+    }
+}
+
+struct Custom<C>(Arc<Mutex<C>>);
+
+impl<C> Dialing for Custom<C>
+where
+    C: Service<Uri> + Send + 'static,
+    C::Response: Read + Write + Send + Unpin + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send,
+{
+    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
+        let connector = self.0.clone();
+        Box::pin(async move {
+            let connecting = {
+                let mut connector = connector.lock().await;
+                poll_fn(|cx| connector.poll_ready(cx))
+                    .await
+                    .map_err(Into::into)?;
+                connector.call(uri)
+            };
+            let io = connecting.await.map_err(Into::<BoxError>::into)?;
+            Ok(Box::new(TokioIo::new(io)) as _)
+        })
+    }
+}

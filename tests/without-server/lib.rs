@@ -1,0 +1,1 @@
+//! Holds nothing but the tests that `Cargo.toml` names.
