@@ -1,6 +1,7 @@
 //! Credentials that cannot work: each is told at once, in words that name the source, the field and
 //! the remedy; none panics, and none hangs. Each runs in a process of its own.
 #![cfg(feature = "google-authz")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/child.rs"]
 mod child;

@@ -1,7 +1,7 @@
 //! A process of its own, for what environment variables decide: the test binary runs itself once
 //! more, and obeys.
 
-#![allow(dead_code)] // each test uses its own part of it
+#![allow(clippy::unwrap_used, dead_code)] // each test uses its own part of it
 
 use std::{
     io::{BufRead as _, Write as _},
