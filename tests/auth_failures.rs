@@ -246,7 +246,7 @@ async fn a_file_that_may_not_be_read() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let file = file("{}");
-    std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::read(&file.path).is_ok() {
         // The superuser may read everything. Nobody may read this, whoever asks.
         let told = told_of_path(Path::new("/proc/self/mem"), &[]).await;
