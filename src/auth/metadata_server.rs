@@ -9,7 +9,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::refused;
+use super::failure::refused;
 
 /// Where it is, on every machine that has one. Asked by address: a name server that does not answer
 /// would hold up the end of the runtime, for there is no way to stop a look-up.

@@ -1,7 +1,6 @@
 //! The one task that keeps one token current, and what it publishes.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
@@ -20,14 +19,10 @@ use tonic::{
 };
 
 use super::{
-    CallCredentials,
-    token::{Lease, Token},
-    unavailable,
+    failure::{classified, panicked, unavailable},
+    token::{CallCredentials, Lease, Token},
 };
-use crate::{
-    backoff::Backoff,
-    status::{Origin, caused, local, mark},
-};
+use crate::{backoff::Backoff, status::local};
 
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
 /// tell what was wrong.
@@ -261,29 +256,6 @@ async fn attempt(source: &dyn CallCredentials) -> Result<Token, Status> {
         )),
         _ => Ok(token),
     }
-}
-
-/// Gives every failure of a source one of the codes that callers can act on.
-fn classified(status: Status) -> Status {
-    let code = match status.code() {
-        code @ (Code::FailedPrecondition | Code::Unauthenticated | Code::Unavailable) => code,
-        Code::InvalidArgument
-        | Code::NotFound
-        | Code::OutOfRange
-        | Code::PermissionDenied
-        | Code::Unimplemented => Code::Unauthenticated,
-        _ => Code::Unavailable,
-    };
-    if code == status.code() {
-        return mark(status, Origin::Client);
-    }
-    let message = status.message().to_owned();
-    caused(code, message, Origin::Client, status)
-}
-
-/// The payload of a panic is dropped, for it may hold anything.
-fn panicked(_: Box<dyn Any + Send>) -> Status {
-    unavailable("the source of the credentials panicked: this is a bug in it")
 }
 
 fn after(time: Duration) -> Duration {
