@@ -12,6 +12,8 @@
 //! assert_eq!(request.get_ref().name, "operations/1");
 //! ```
 
+use std::time::Duration;
+
 use tonic::{IntoRequest, Request};
 
 #[cfg(feature = "emulator")]
