@@ -4,15 +4,9 @@ mod answer;
 mod deadline;
 mod header;
 mod rpc;
+mod waits;
 
-use std::{
-    error::Error as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -21,7 +15,7 @@ use tower::BoxError;
 
 #[cfg(feature = "emulator")]
 pub(crate) use self::deadline::timeout_in;
-use self::{answer::Answering, rpc::Rpc};
+use self::{answer::Answering, rpc::Rpc, waits::Waits};
 use crate::{
     auth::AuthInterceptor,
     operation::Operation,
@@ -56,7 +50,7 @@ use crate::{
 pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
-    learnt: Arc<Learnt>,
+    waits: Arc<Waits>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -81,12 +75,6 @@ impl Timeout {
     fn any(self) -> Option<Duration> {
         self.set.or(self.default)
     }
-}
-
-/// What a client and its clones have learnt of their server.
-#[derive(Debug, Default)]
-struct Learnt {
-    cannot_wait: AtomicBool,
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -130,7 +118,7 @@ impl<S> OperationsClient<S> {
         Self {
             stack,
             settings: Settings::default(),
-            learnt: Arc::default(),
+            waits: Arc::default(),
         }
     }
 
@@ -189,15 +177,6 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Whether the server can be asked to wait, as far as is known.
-    pub(crate) fn waits(&self) -> bool {
-        !self.learnt.cannot_wait.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn remember_that_it_cannot_wait(&self) {
-        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
-    }
-
     /// Sees to it that a call ends: within what it or the client has for a timeout, else within
     /// the 10 s that are published; and within what its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
@@ -206,7 +185,8 @@ impl<S> OperationsClient<S> {
             return; // the call will be refused for it
         };
         let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
-        request.set_timeout(left.map_or(own, |left| left.min(own)));
+        let timeout = left.map_or(own, |left| left.min(own));
+        deadline::set(request.metadata_mut(), timeout);
     }
 }
 

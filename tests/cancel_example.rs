@@ -2,8 +2,9 @@
 
 use std::{
     env,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     process::{Command, Output},
+    time::Duration,
 };
 
 use longrunning::{
@@ -28,6 +29,13 @@ async fn run(args: &[&str]) -> Ending {
     );
     let mut command = Command::new(example);
     command.args(args);
+    // A machine without credentials, that need not look for a metadata server.
+    command
+        .env_remove("GOOGLE_APPLICATION_CREDENTIALS")
+        .env_remove("CLOUDSDK_CONFIG");
+    command
+        .env("HOME", "/nonexistent")
+        .env("NO_GCE_CHECK", "true");
     let output = tokio::task::spawn_blocking(move || command.output());
     let Output {
         status,
@@ -69,10 +77,7 @@ async fn alone_it_cancels_an_operation_of_its_own() {
 
 #[tokio::test]
 async fn it_tells_how_the_operation_of_a_real_server_ended() {
-    let late = emulator(CancelBehavior::CancelAfter(
-        std::time::Duration::from_millis(300),
-    ))
-    .await;
+    let late = emulator(CancelBehavior::CancelAfter(Duration::from_millis(300))).await;
     assert_eq!(against(&late).await, outcome("CANCELLED"));
     let completed = emulator(CancelBehavior::complete(&())).await;
     assert_eq!(against(&completed).await, outcome("COMPLETED"));
@@ -117,10 +122,15 @@ async fn a_call_that_fails_ends_with_the_codes_name() {
     );
 }
 
+/// An address at which nobody listens.
+fn free_address() -> SocketAddr {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
+    port.expect("a free port") // and free again
+}
+
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_is_unavailable() {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr());
-    let address = port.expect("a free port"); // and free again
+    let address = free_address();
     for scheme in ["http", "https"] {
         let url = format!("{scheme}://{address}");
         let (code, _, line) = run(&["--endpoint", &url, "--auth", "none", NAME]).await;
@@ -148,4 +158,20 @@ async fn what_makes_no_sense_is_an_invalid_argument() {
     let expected =
         "INVALID_ARGUMENT: the operation's name is empty: give one such as \"operations/1\"";
     assert_eq!((code, line), error(expected));
+}
+
+#[tokio::test]
+async fn without_credentials_it_says_what_is_missing_before_it_calls() {
+    let emulator = emulator(CancelBehavior::Cancel).await;
+    let tls = format!("https://{}", free_address());
+    let by_default = ["--endpoint", &tls, NAME];
+    let asked_for = [NAME, "--auth", "adc", "--endpoint", &emulator.endpoint()];
+    let ends = async { [run(&by_default).await, run(&asked_for).await] };
+    let ends = tokio::time::timeout(Duration::from_secs(12), ends).await;
+    for (code, _, line) in ends.expect("6 s for each") {
+        assert_eq!(code, Some(1));
+        let expected = "error: UNAUTHENTICATED: credentials: no application default credentials: ";
+        assert!(line.starts_with(expected), "{line}");
+    }
+    assert_eq!(emulator.calls().len(), 0);
 }
