@@ -597,18 +597,18 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
 
 #[tokio::test]
 async fn oversized_headers_end_their_own_call_only() {
-    let huge: &'static str = "x".repeat(20_000).leak();
+    let huge: &'static str = "x".repeat(1_100_000).leak();
     let head: &'static [(&str, &str)] = vec![(":status", "200"), CONTENT_TYPE, ("x", huge)].leak();
     let trailers: &'static [(&str, &str)] = vec![("x", huge), ("grpc-status", "0")].leak();
     let ok: &'static [(&str, &str)] = &[(":status", "200"), CONTENT_TYPE];
     check_all(vec![
         row(
-            "20 KB of headers",
+            "1.1 MB of headers",
             Code::Internal,
             answer(head, Some(EMPTY), None),
         ),
         row(
-            "20 KB of trailers before the status",
+            "1.1 MB of trailers before the status",
             Code::Unknown,
             answer(ok, Some(EMPTY), Some(trailers)),
         ),
