@@ -33,6 +33,15 @@ pub mod rpc {
     };
 }
 
+/// A duration of a message, if it is one of time to come.
+///
+/// The conversion of prost's own negates the seconds, which for the least of them overflows.
+pub(crate) fn duration(duration: prost_types::Duration) -> Option<Duration> {
+    let seconds = u64::try_from(duration.seconds).ok()?;
+    let nanos = u64::try_from(duration.nanos).ok()?;
+    Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos))
+}
+
 #[allow(
     missing_docs,
     rustdoc::all,

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::{Stack, Timeout, answer::Answering};
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-    ListOperationsResponse, Operation, WaitOperationRequest,
+    ListOperationsResponse, Operation, WaitOperationRequest, duration,
     operations_client::OperationsClient as Stub,
 };
 
@@ -122,7 +122,7 @@ impl Rpc for WaitOperationRequest {
     fn timeout(&self, client: Timeout) -> Option<Duration> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
-        let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
+        let wait = self.timeout.and_then(duration);
         match wait {
             Some(wait) => client.any().map(|_| wait.saturating_add(MARGIN)),
             None => client.set,
