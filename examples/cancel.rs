@@ -2,10 +2,12 @@
 //!
 //!     cargo run --example cancel
 //!     cargo run --example cancel -- --endpoint https://automl.googleapis.com NAME
+//!
+//! Over https it shows application default credentials to the endpoint, unless `--auth none`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{env, process::ExitCode, time::Duration};
 
-use longrunning::{OperationsClient, Outcome, StatusExt as _, emulator::Emulator};
+use longrunning::{Credentials, OperationsClient, Outcome, StatusExt as _, emulator::Emulator};
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 
@@ -13,24 +15,42 @@ const USAGE: &str = "usage: cancel [--endpoint URL [--auth adc|none] NAME]";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let result = match args[..] {
-        [] => on_the_emulator().await,
-        ["--endpoint", url, name] => cancel(url, name).await,
-        ["--endpoint", url, "--auth", "none", name] => cancel(url, name).await,
-        _ => Err(Status::invalid_argument(USAGE)),
-    };
-    match result {
+    match run(env::args().skip(1)).await {
         Ok(outcome) => {
             println!("outcome: {outcome}");
             ExitCode::SUCCESS
         }
         Err(status) => {
-            let message = status.message().replace(['\r', '\n'], " ");
-            eprintln!("error: {}: {message}", status.code_name());
+            eprintln!("error: {}", line(&status));
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(mut args: impl Iterator<Item = String>) -> Result<String, Status> {
+    let (mut endpoint, mut auth, mut name) = (None, None, None);
+    while let Some(arg) = args.next() {
+        let (place, value) = match &*arg {
+            "--endpoint" => (&mut endpoint, args.next()),
+            "--auth" => (&mut auth, args.next()),
+            option if option.starts_with("--") => (&mut name, None),
+            _ => (&mut name, Some(arg)),
+        };
+        if place.is_some() || value.is_none() {
+            return Err(Status::invalid_argument(USAGE));
+        }
+        *place = value;
+    }
+    match (endpoint, auth.as_deref(), name) {
+        (None, None, None) => on_the_emulator().await,
+        (Some(url), Some("none"), Some(name)) => cancel(&url, Credentials::none(), &name).await,
+        (Some(url), None, Some(name)) if url.starts_with("http:") => {
+            cancel(&url, Credentials::none(), &name).await
+        }
+        (Some(url), None | Some("adc"), Some(name)) => {
+            cancel(&url, Credentials::application_default(), &name).await
+        }
+        _ => Err(Status::invalid_argument(USAGE)),
     }
 }
 
@@ -40,11 +60,14 @@ async fn on_the_emulator() -> Result<String, Status> {
     let operation =
         emulator.start_operation("projects/p/locations/us-central1/operations/ICN42")?;
     println!("started: {}", operation.name);
-    cancel(&emulator.endpoint(), &operation.name).await
+    cancel(&emulator.endpoint(), Credentials::none(), &operation.name).await
 }
 
-async fn cancel(endpoint: &str, name: &str) -> Result<String, Status> {
-    let client = OperationsClient::builder(endpoint).connect().await?;
+async fn cancel(url: &str, credentials: Credentials, name: &str) -> Result<String, Status> {
+    let client = OperationsClient::builder(url)
+        .credentials(credentials)
+        .connect()
+        .await?;
     client.cancel_operation(name).await?;
     println!("cancel accepted: {name}");
 
@@ -60,10 +83,14 @@ async fn cancel(endpoint: &str, name: &str) -> Result<String, Status> {
             Outcome::Running => "RUNNING".into(),
             Outcome::Cancelled(_) => "CANCELLED".into(),
             Outcome::Succeeded => "COMPLETED".into(),
-            Outcome::Failed(status) => {
-                format!("FAILED {}: {}", status.code_name(), status.message())
-            }
+            Outcome::Failed(status) => format!("FAILED {}", line(&status)),
             _ => "UNKNOWN".into(), // done, and the server did not say how
         });
     }
+}
+
+/// Code and message on one line.
+fn line(status: &Status) -> String {
+    let words: Vec<_> = status.message().split_whitespace().collect();
+    format!("{}: {}", status.code_name(), words.join(" "))
 }

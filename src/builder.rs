@@ -4,7 +4,7 @@ mod endpoint;
 #[cfg(feature = "_tls")]
 mod tls;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{mem, num::NonZeroUsize, time::Duration};
 
 use http::{HeaderValue, Uri, uri::Scheme};
 use hyper::rt::{Read, Write};
@@ -15,6 +15,7 @@ pub use self::endpoint::Endpoint;
 #[cfg(feature = "_tls")]
 use self::tls::TlsSettings;
 use crate::{
+    auth::{AuthInterceptor, Credentials},
     client::OperationsClient,
     status::local,
     transport::{Connector, Dial, Limits, Transport},
@@ -28,6 +29,8 @@ use crate::{
 #[must_use = "a builder does nothing until it connects"]
 pub struct Builder {
     endpoint: Endpoint,
+    credentials: Credentials,
+    credentials_in_plaintext: bool,
     connector: Option<Dial>,
     #[cfg(feature = "_tls")]
     tls: TlsSettings,
@@ -36,8 +39,13 @@ pub struct Builder {
     max_connections: NonZeroUsize,
     timeout: Option<Duration>,
     user_agent: Option<String>,
-    idle: Duration,
 }
+
+/// How long a call may take where nobody says, as the published service config has it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection beside others is kept without calls.
+const IDLE: Duration = Duration::from_secs(60);
 
 impl OperationsClient<Transport> {
     /// Begins to make a client of the service at an endpoint: `https://` or `http://`, a host, and
@@ -45,23 +53,41 @@ impl OperationsClient<Transport> {
     pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
         Builder {
             endpoint: endpoint.into(),
+            credentials: Credentials::none(),
+            credentials_in_plaintext: false,
             connector: None,
             #[cfg(feature = "_tls")]
             tls: TlsSettings::default(),
             connect_timeout: Duration::from_secs(5),
             keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
             max_connections: const { NonZeroUsize::new(20).unwrap() },
-            timeout: Some(Duration::from_secs(10)),
+            timeout: None,
             user_agent: None,
-            idle: Duration::from_secs(60),
         }
     }
 }
 
 impl Builder {
+    /// Sets what to show the server with every call. Default is [`Credentials::none`].
+    ///
+    /// They go to the endpoint, whoever it is. Over plaintext they go to this machine only, unless
+    /// [allowed](Self::credentials_in_plaintext).
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Has the credentials sent unencrypted, for all on the way to read, where the endpoint is
+    /// `http` and not on this machine. Default is to refuse.
+    pub fn credentials_in_plaintext(mut self) -> Self {
+        self.credentials_in_plaintext = true;
+        self
+    }
+
     /// Sets how long a call may take, all its attempts together, where its request does not say.
     ///
-    /// Connecting and waiting for a connection count. Default is 10 seconds.
+    /// Connecting and waiting for a connection count. A Wait whose message has a timeout may take
+    /// that and 10 seconds instead. Default is 10 seconds, and no limit for a Wait without one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -152,29 +178,53 @@ impl Builder {
         self
     }
 
-    /// Opens the first connection, and makes the client.
+    /// Fetches the first token, opens the first connection, and makes the client.
     ///
     /// # Errors
     ///
     /// - `INVALID_ARGUMENT`: a value that was set cannot be used; the message names it.
-    /// - `FAILED_PRECONDITION`: there is no tokio runtime, or the features for TLS are off and the
-    ///   endpoint is `https`.
-    /// - `UNAVAILABLE`: the server cannot be reached.
-    pub async fn connect(self) -> Result<OperationsClient<Transport>, Status> {
-        let timeout = self.timeout;
+    /// - `FAILED_PRECONDITION`: there is no tokio runtime, or a feature that is needed is off, or
+    ///   the credentials would go over plaintext.
+    /// - `UNAVAILABLE`: the server cannot be reached, or no token came within 10 s.
+    /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or they are refused.
+    pub async fn connect(mut self) -> Result<OperationsClient<Transport>, Status> {
+        let (timeout, credentials) = (self.timeout, self.take_credentials()?);
         let transport = self.transport()?;
+        let auth = match credentials {
+            Some(credentials) => Some(credentials.interceptor().await?),
+            None => None,
+        };
         transport.connect().await?;
-        Ok(client(transport, timeout))
+        Ok(client(transport, timeout, auth))
     }
 
-    /// Makes a client that connects with its first call.
+    /// Makes a client that connects with its first call, and fetches its first token meanwhile.
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Self::connect) that need no connection.
-    pub fn connect_lazy(self) -> Result<OperationsClient<Transport>, Status> {
-        let timeout = self.timeout;
-        Ok(client(self.transport()?, timeout))
+    /// Those of [`connect`](Self::connect) that can be told without asking anyone.
+    pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
+        let (timeout, credentials) = (self.timeout, self.take_credentials()?);
+        let transport = self.transport()?;
+        let auth = credentials.map(Credentials::interceptor_lazy).transpose()?;
+        Ok(client(transport, timeout, auth))
+    }
+
+    fn take_credentials(&mut self) -> Result<Option<Credentials>, Status> {
+        let credentials = mem::replace(&mut self.credentials, Credentials::none());
+        if credentials.is_none() {
+            return Ok(None);
+        }
+        if !self.credentials_in_plaintext && self.endpoint.is_open_to_others() {
+            return Err(local(
+                Code::FailedPrecondition,
+                format!(
+                    "endpoint {:?}: credentials over plaintext could be read on the way: use https, or allow it with credentials_in_plaintext()",
+                    self.endpoint
+                ),
+            ));
+        }
+        Ok(Some(credentials))
     }
 
     pub(crate) fn transport(self) -> Result<Transport, Status> {
@@ -211,23 +261,24 @@ impl Builder {
             connections: self.max_connections.get(),
             keepalive: self.keepalive.0,
             keepalive_timeout: self.keepalive.1,
-            idle: self.idle,
+            idle: IDLE,
         };
         Ok(Transport::new(connector, limits, scheme, user_agent))
     }
-
-    /// How long a connection beside others stays without calls. For tests that cannot wait.
-    #[cfg(test)]
-    pub(crate) fn idle(mut self, idle: Duration) -> Self {
-        self.idle = idle;
-        self
-    }
 }
 
-fn client(transport: Transport, timeout: Option<Duration>) -> OperationsClient<Transport> {
-    let client = OperationsClient::new(transport);
-    match timeout {
+fn client(
+    transport: Transport,
+    timeout: Option<Duration>,
+    auth: Option<AuthInterceptor>,
+) -> OperationsClient<Transport> {
+    let client = OperationsClient::new(transport).with_default_timeout(TIMEOUT);
+    let client = match timeout {
         Some(timeout) => client.with_timeout(timeout),
+        None => client,
+    };
+    match auth {
+        Some(auth) => client.with_credentials(auth),
         None => client,
     }
 }

@@ -5,24 +5,32 @@ mod deadline;
 mod header;
 mod rpc;
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, IntoRequest, Request, Response, Status, body::Body, client::GrpcService};
+use tonic::{Code, IntoRequest, Request, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
 #[cfg(feature = "emulator")]
 pub(crate) use self::deadline::timeout_in;
 use self::{answer::Answering, rpc::Rpc};
 use crate::{
+    auth::AuthInterceptor,
     operation::Operation,
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
-    status::{Origin, caused, local, mark},
-    transport::Deadline,
+    status::{Origin, StatusExt as _, caused, local, mark},
+    transport::{Deadline, Transport},
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -44,17 +52,39 @@ use crate::{
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 #[derive(Clone, Debug)]
-pub struct OperationsClient<S> {
+pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
+    learnt: Arc<Learnt>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Settings {
-    /// As the user set it, for all methods but Wait with a timeout of its own.
-    timeout: Option<Duration>,
+    auth: Option<AuthInterceptor>,
+    timeout: Timeout,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
+}
+
+/// How long calls may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timeout {
+    /// What the user has set.
+    set: Option<Duration>,
+    /// What counts otherwise, but not for a Wait, which takes as long as it takes.
+    default: Option<Duration>,
+}
+
+impl Timeout {
+    fn any(self) -> Option<Duration> {
+        self.set.or(self.default)
+    }
+}
+
+/// What a client and its clones have learnt of their server.
+#[derive(Debug, Default)]
+struct Learnt {
+    cannot_wait: AtomicBool,
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -94,22 +124,39 @@ impl<S> OperationsClient<S> {
     /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
     /// retries are the stack's own, unless asked for here; the timeout that a request carries is
     /// always kept.
-    pub const fn new(stack: S) -> Self {
-        let settings = Settings {
-            timeout: None,
-            max_decoding_message_size: None,
-            max_encoding_message_size: None,
-        };
-        Self { stack, settings }
+    pub fn new(stack: S) -> Self {
+        Self {
+            stack,
+            settings: Settings::default(),
+            learnt: Arc::default(),
+        }
     }
 
     /// Sets how long a call may take, all its attempts together.
     ///
     /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
-    /// timeout takes at most that and 10 seconds.
+    /// timeout may take that and 10 seconds instead.
     #[must_use]
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = Some(timeout);
+        self.settings.timeout.set = Some(timeout);
+        self
+    }
+
+    /// Sets the timeout of calls for which nobody has set one.
+    pub(crate) const fn with_default_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout.default = Some(timeout);
+        self
+    }
+
+    /// Shows these credentials with every call.
+    ///
+    /// A call waits, within its deadline, while there is no token yet. The server's
+    /// `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is.
+    ///
+    /// They are sent over whatever connection the stack has, also one without TLS.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
+        self.settings.auth = Some(credentials);
         self
     }
 
@@ -129,6 +176,26 @@ impl<S> OperationsClient<S> {
     pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
         self
+    }
+
+    /// Whether the server can be asked to wait, as far as is known.
+    pub(crate) fn waits(&self) -> bool {
+        !self.learnt.cannot_wait.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn remember_that_it_cannot_wait(&self) {
+        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
+    }
+
+    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
+    /// the 10 s that are published; and within what its caller has left.
+    pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
+        const PUBLISHED: Duration = Duration::from_secs(10);
+        let Ok(own) = deadline::timeout_in(request.metadata()) else {
+            return; // the call will be refused for it
+        };
+        let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
+        request.set_timeout(left.map_or(own, |left| left.min(own)));
     }
 }
 
@@ -233,10 +300,13 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = deadline::timeout_in(request.metadata())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
+        if let Some(auth) = &self.settings.auth {
+            token(auth, deadline).await?;
+        }
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
             return self.attempt(request, None).await;
         };
-        if timeout.is_zero() {
+        if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
         match timeout_at(deadline, self.attempt(request, Some(deadline))).await {
@@ -298,15 +368,46 @@ impl<S: Stack> OperationsClient<S> {
             deadline::tell(request.metadata_mut(), deadline);
             request.extensions_mut().insert(Deadline(deadline));
         }
+        if let Some(auth) = &self.settings.auth {
+            auth.sign(request.metadata_mut())?;
+        }
         let mut stub = Stub::new(Answering::new(self.stack.clone()));
         if let Some(limit) = self.settings.max_decoding_message_size {
             stub = stub.max_decoding_message_size(limit);
         }
-        R::send(stub, request)
-            .await
-            .map(Response::into_inner)
-            .map_err(decided_by_the_stub)
+        match R::send(stub, request).await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => {
+                let status = decided_by_the_stub(status);
+                if let Some(auth) = &self.settings.auth
+                    && status.code() == Code::Unauthenticated
+                    && status.origin() == Some(Origin::Server)
+                {
+                    auth.rejected();
+                }
+                Err(status)
+            }
+        }
     }
+}
+
+/// Waits for a token, as long as the call may take.
+///
+/// # Errors
+///
+/// Why there is none: it is more to the point than that the time was up.
+async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
+    let Some(deadline) = deadline else {
+        return auth.ready().await;
+    };
+    timeout_at(deadline, auth.ready())
+        .await
+        .unwrap_or_else(|_| {
+            let message = "credentials: the first token did not come before the call's deadline";
+            Err(auth
+                .last_failure()
+                .unwrap_or_else(|| local(Code::Unavailable, message)))
+        })
 }
 
 fn late<R: Rpc>(timeout: Duration) -> String {

@@ -135,9 +135,18 @@ impl Emulator {
     /// Dropping the future is safe.
     ///
     /// ```
-    /// # use longrunning::emulator::Emulator;
-    /// # async fn example(emulator: Emulator) {
-    /// emulator.wait_until(|emulator| emulator.in_flight() == 3).await;
+    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// let emulator = Emulator::start().await?;
+    /// emulator.start_operation("operations/1")?;
+    /// let mut client = OperationsClient::new(emulator.service());
+    /// let call = tokio::spawn(async move { client.wait_operation("operations/1").await });
+    /// emulator.wait_until(|emulator| emulator.in_flight() == 1).await;
+    /// call.abort();
+    /// emulator.wait_until(|emulator| emulator.in_flight() == 0).await;
+    /// # Ok(())
     /// # }
     /// ```
     pub async fn wait_until(&self, mut condition: impl FnMut(&Self) -> bool) {

@@ -1,5 +1,7 @@
 //! The address of a server.
 
+use std::{borrow::Cow, fmt, net::IpAddr};
+
 use http::{
     Uri,
     uri::{Authority, Scheme},
@@ -11,10 +13,16 @@ use crate::status::local;
 /// The address of a server, such as `https://automl.googleapis.com`: made of a string or a [`Uri`].
 ///
 /// One that is none is reported when the client is made of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Endpoint {
     uri: Result<Uri, String>,
     text: String,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shown().fmt(f)
+    }
 }
 
 impl From<&str> for Endpoint {
@@ -48,23 +56,45 @@ impl From<Uri> for Endpoint {
 }
 
 impl Endpoint {
+    /// What stands before an @ may hold a password.
+    fn shown(&self) -> Cow<'_, str> {
+        match self.text.rsplit_once('@') {
+            Some((_, host)) => format!("..@{host}").into(),
+            None => self.text.as_str().into(),
+        }
+    }
+
+    /// Whether what goes there can be read on the way: it is not encrypted, and leaves this machine.
+    pub(crate) fn is_open_to_others(&self) -> bool {
+        let Ok(uri) = &self.uri else {
+            return false; // nothing will go there
+        };
+        let host = uri.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let local = match address.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+        };
+        uri.scheme() != Some(&Scheme::HTTPS) && !local
+    }
+
     /// Checks that it is what gRPC can call.
     ///
     /// # Errors
     ///
     /// `INVALID_ARGUMENT`: it is not.
     pub(crate) fn into_parts(self) -> Result<(Uri, Authority), Status> {
-        let Self { uri, text } = self;
+        let text = self.shown().into_owned();
         let bad = |why: &str| {
             let message = format!("endpoint {text:?}: {why}");
             Err(local(Code::InvalidArgument, message))
         };
-        let uri = match uri {
+        let uri = match self.uri {
             Ok(uri) => uri,
-            Err(error) => return bad(&error),
+            Err(error) => return bad(&format!("{error}: {REMEDY}")),
         };
         let Some(authority) = uri.authority().cloned() else {
-            return bad("no host: write it like https://automl.googleapis.com");
+            return bad(&format!("no host: {REMEDY}"));
         };
         match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
@@ -78,7 +108,7 @@ impl Endpoint {
             return bad("leave out what stands before the @");
         }
         if authority.host().is_empty() {
-            return bad("no host");
+            return bad(&format!("no host: {REMEDY}"));
         }
         if authority.as_str() != authority.host()
             && authority.port().is_none_or(|p| p.as_u16() == 0)
@@ -88,6 +118,8 @@ impl Endpoint {
         Ok((uri, authority))
     }
 }
+
+const REMEDY: &str = "write it like https://automl.googleapis.com";
 
 #[cfg(test)]
 mod tests {
@@ -102,12 +134,11 @@ mod tests {
             ("ftp://a", "must be https or http"),
             ("https://a/v1", "leave out what follows"),
             ("https://a?b=c", "leave out what follows"),
-            ("https://me:secret@a", "before the @"),
             ("https://a:0", "port"),
             ("https://a:65536", "port"),
-            ("https://", "invalid"),
+            ("https://", "write it like https://"),
             ("/v1/operations", "no host"),
-            ("https://a b", "invalid"),
+            ("https://a b", "write it like https://"),
         ];
         for (text, why) in table {
             let status = Endpoint::from(text).into_parts().expect_err(text);
@@ -122,6 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_an_address_is_refused_and_not_shown() {
+        let endpoint = Endpoint::from("https://me:secret@a");
+        assert!(!format!("{endpoint:?}").contains("secret"));
+        let status = endpoint.into_parts().expect_err("a user");
+        let message = "endpoint \"..@a\": leave out what stands before the @";
+        assert_eq!(status.message(), message);
+    }
+
+    #[test]
     fn an_address_is_a_scheme_a_host_and_maybe_a_port() {
         for text in [
             "https://a",
@@ -130,6 +170,28 @@ mod tests {
             "HTTPS://a:443",
         ] {
             Endpoint::from(text).into_parts().expect(text);
+        }
+    }
+
+    #[test]
+    fn only_plaintext_that_leaves_this_machine_is_open_to_others() {
+        let table = [
+            ("https://a", false),
+            ("http://127.0.0.1:1", false),
+            ("http://127.1.2.3", false),
+            ("http://[::1]:1", false),
+            ("http://[::ffff:127.0.0.1]", false),
+            ("http://LocalHost:1", false),
+            ("http://localhost.", false),
+            ("http://a", true),
+            ("http://10.0.0.1", true),
+            ("http://[::2]", true),
+            ("http://localhost.a", true),
+            ("http://127.0.0.1.a", true),
+            ("http://0.0.0.0", true),
+        ];
+        for (text, open) in table {
+            assert_eq!(Endpoint::from(text).is_open_to_others(), open, "{text}");
         }
     }
 }

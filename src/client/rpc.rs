@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::{Stack, answer::Answering};
+use super::{Stack, Timeout, answer::Answering};
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
     ListOperationsResponse, Operation, WaitOperationRequest,
@@ -26,8 +26,8 @@ pub(crate) trait Rpc: Message + Sized + 'static {
     fn name(&self) -> &str;
 
     /// How long the call may take, of what the client is set to.
-    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
-        client
+    fn timeout(&self, client: Timeout) -> Option<Duration> {
+        client.any()
     }
 
     fn send<S: Stack>(
@@ -115,11 +115,14 @@ impl Rpc for WaitOperationRequest {
         &self.name
     }
 
-    fn timeout(&self, client: Option<Duration>) -> Option<Duration> {
+    fn timeout(&self, client: Timeout) -> Option<Duration> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
         let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
-        client.map(|client| wait.map_or(client, |wait| wait.saturating_add(MARGIN)))
+        match wait {
+            Some(wait) => client.any().map(|_| wait.saturating_add(MARGIN)),
+            None => client.set,
+        }
     }
 
     async fn send<S: Stack>(

@@ -25,7 +25,7 @@ impl Emulator {
         of_method.cloned().collect()
     }
 
-    /// Forgets the calls so far, but not those still in flight in [`in_flight`](Self::in_flight).
+    /// Forgets the calls so far. Those still in flight are counted all the same.
     pub fn forget_calls(&self) {
         let mut log = lock(&self.shared.log);
         log.forgotten += log.calls.len();

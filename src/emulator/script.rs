@@ -62,12 +62,20 @@ impl Emulator {
     /// Asks this of every call before it is looked at, in the place of any earlier requirement.
     ///
     /// ```
-    /// # use longrunning::emulator::Emulator;
-    /// # fn example(emulator: &Emulator) {
+    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    /// use tonic::{Code, Status};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// let emulator = Emulator::start().await?;
     /// emulator.require(|call| match call.metadata().get("authorization") {
     ///     Some(value) if value == "Bearer secret" => Ok(()),
-    ///     _ => Err(tonic::Status::unauthenticated("who are you?")),
+    ///     _ => Err(Status::unauthenticated("who are you?")),
     /// });
+    /// let mut client = OperationsClient::new(emulator.service());
+    /// let refused = client.cancel_operation("operations/1").await.unwrap_err();
+    /// assert_eq!(refused.code(), Code::Unauthenticated);
+    /// # Ok(())
     /// # }
     /// ```
     pub fn require(

@@ -5,6 +5,7 @@ mod lifecycle;
 mod list;
 mod methods;
 mod scripts;
+mod wait;
 
 use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
 use tonic::{

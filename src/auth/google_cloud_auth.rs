@@ -1,0 +1,320 @@
+//! Tokens from the crate google-cloud-auth: workload identity federation, impersonation, and the
+//! kinds that google-authz knows if that is not compiled in.
+//!
+//! Its objects renew themselves, and never recover from a permanent error. So one is kept while it
+//! works, made anew after a failure, and made anew every half hour in any case: it tries again a
+//! renewal that it gave up only when its token has ended.
+
+use std::{
+    error::Error as _,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use google_cloud_auth::{
+    build_errors::Error as BuildError,
+    credentials::{CacheableResource, Credentials, EntityTag, external_account, impersonated},
+    errors::CredentialsError,
+};
+use http::{Extensions, HeaderMap, Uri};
+use rustls::crypto::CryptoProvider;
+use serde_json::Value;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{
+    key_file::{KeyFile, apart},
+    oauth, refused,
+    token::Token,
+    unavailable,
+};
+
+/// When an object is made anew even though it works.
+const RENEW: Duration = Duration::from_secs(30 * 60);
+/// For how long a token that its object still hands out is taken to be good: a little more than
+/// the time until the next look.
+const GOOD_FOR: Duration = Duration::from_secs(3);
+
+/// The object that works, if one does.
+#[derive(Default)]
+pub(super) struct Cache(Mutex<Option<Live>>);
+
+struct Live {
+    /// What it was made of.
+    text: Arc<str>,
+    made: Instant,
+    credentials: Credentials,
+}
+
+impl Cache {
+    pub(super) async fn of_key_file(
+        &self,
+        key: KeyFile,
+        scopes: &[String],
+    ) -> Result<Token, Status> {
+        if let Some(token) = self.kept(key.text(), key.name()).await {
+            return Ok(token);
+        }
+        check(&key)?;
+        check_tls().await?;
+        let credentials =
+            build(&key, scopes.to_vec()).map_err(|error| key.refused(told_build(&error)))?;
+        let token = token(&credentials, key.name()).await?;
+        self.keep(key.text(), credentials);
+        Ok(token)
+    }
+
+    #[cfg(not(feature = "google-authz"))]
+    pub(super) async fn of_metadata_server(
+        &self,
+        account: Option<&str>,
+        scopes: &[String],
+    ) -> Result<Token, Status> {
+        if account.is_some_and(|account| account != "default") {
+            return Err(super::needs_feature(
+                "an account of the metadata server other than the default needs",
+                "google-authz",
+            ));
+        }
+        let name = "the metadata server";
+        let text: Arc<str> = "".into();
+        if let Some(token) = self.kept(&text, name).await {
+            return Ok(token);
+        }
+        check_tls().await?;
+        let credentials = google_cloud_auth::credentials::mds::Builder::default()
+            .with_scopes(scopes.to_vec())
+            .build()
+            .map_err(|error| refused(format_args!("{name}: {}", told_build(&error))))?;
+        let token = token(&credentials, name).await?;
+        self.keep(&text, credentials);
+        Ok(token)
+    }
+
+    pub(super) fn clear(&self) {
+        *self.lock() = None;
+    }
+
+    /// Asks the object that is kept, if it is still the right one.
+    async fn kept(&self, text: &Arc<str>, name: &str) -> Option<Token> {
+        // Taken out, and put back only if it works: one that hangs must not be asked again.
+        let live = self.lock().take()?;
+        if live.text != *text || live.made.elapsed() >= RENEW {
+            return None;
+        }
+        let token = token(&live.credentials, name).await.ok()?;
+        *self.lock() = Some(live);
+        Some(token)
+    }
+
+    fn keep(&self, text: &Arc<str>, credentials: Credentials) {
+        *self.lock() = Some(Live {
+            text: Arc::clone(text),
+            made: Instant::now(),
+            credentials,
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Live>> {
+        // Nothing that can panic runs under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn build(key: &KeyFile, scopes: Vec<String>) -> Result<Credentials, BuildError> {
+    let json = Value::Object(key.fields().clone());
+    match key.kind() {
+        "external_account" => external_account::Builder::new(json)
+            .with_scopes(scopes)
+            .build(),
+        "impersonated_service_account" => {
+            impersonated::Builder::new(json).with_scopes(scopes).build()
+        }
+        #[cfg(not(feature = "google-authz"))]
+        "authorized_user" => google_cloud_auth::credentials::user_account::Builder::new(json)
+            .with_scopes(scopes)
+            .build(),
+        _ => {
+            use google_cloud_auth::credentials::service_account::{AccessSpecifier, Builder};
+            Builder::new(json)
+                .with_access_specifier(AccessSpecifier::from_scopes(scopes))
+                .build()
+        }
+    }
+}
+
+async fn token(credentials: &Credentials, name: &str) -> Result<Token, Status> {
+    let (headers, tag) = match credentials.headers(Extensions::new()).await {
+        Ok(CacheableResource::New { entity_tag, data }) => (data, entity_tag),
+        Ok(CacheableResource::NotModified) => {
+            return Err(unavailable(format_args!(
+                "{name}: google-cloud-auth has no token"
+            )));
+        }
+        Err(error) => return Err(told(&error, name)),
+    };
+    let credentials = credentials.clone();
+    Ok(of_headers(&headers)?
+        .renew_after(RENEW)
+        .lease(move || is_current(&credentials, &tag).then_some(GOOD_FOR)))
+}
+
+fn of_headers(headers: &HeaderMap) -> Result<Token, Status> {
+    let mut token: Option<Token> = None;
+    for (name, value) in headers {
+        let value = value.to_str().unwrap_or_default();
+        token = Some(match token {
+            Some(token) => token.and_header(name.as_str(), value)?,
+            None => Token::header(name.as_str(), value)?,
+        });
+    }
+    token.ok_or_else(|| unavailable("google-cloud-auth gave no headers"))
+}
+
+/// Looks without waiting whether the object still hands out this very token.
+fn is_current(credentials: &Credentials, tag: &EntityTag) -> bool {
+    let mut extensions = Extensions::new();
+    extensions.insert(tag.clone());
+    let mut headers = std::pin::pin!(credentials.headers(extensions));
+    let look = headers
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()));
+    matches!(look, Poll::Ready(Ok(CacheableResource::NotModified)))
+}
+
+/// Checks what the kind needs, in words that name the file.
+fn check(key: &KeyFile) -> Result<(), Status> {
+    match key.kind() {
+        "external_account" => {
+            for field in ["audience", "subject_token_type"] {
+                key.required(field)?;
+            }
+            check_url(key, "token_url", key.required("token_url")?)?;
+            check_object(key, "credential_source")?;
+        }
+        "impersonated_service_account" => {
+            key.required("service_account_impersonation_url")?;
+            check_object(key, "source_credentials")?;
+        }
+        "authorized_user" => {
+            for field in ["client_id", "client_secret", "refresh_token"] {
+                key.required(field)?;
+            }
+        }
+        _ => {
+            for field in [
+                "client_email",
+                "private_key_id",
+                "private_key",
+                "project_id",
+            ] {
+                key.required(field)?;
+            }
+        }
+    }
+    for field in ["service_account_impersonation_url", "token_uri"] {
+        if let Some(url) = key.text_of(field) {
+            check_url(key, field, url)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_object(key: &KeyFile, field: &str) -> Result<(), Status> {
+    match key.fields().get(field) {
+        Some(Value::Object(_)) => Ok(()),
+        _ => Err(key.refused(format_args!(
+            "field {field:?} is missing or not an object: download the file again"
+        ))),
+    }
+}
+
+/// A secret goes there: over TLS, or not off this machine.
+fn check_url(key: &KeyFile, field: &str, url: &str) -> Result<(), Status> {
+    let is_fine = url.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
+        Some("https") => uri.host().is_some(),
+        Some("http") => matches!(uri.host(), Some("127.0.0.1" | "[::1]" | "localhost")),
+        _ => false,
+    });
+    match is_fine {
+        true => Ok(()),
+        false => Err(key.refused(format_args!("field {field:?} is not an https URL: mend it"))),
+    }
+}
+
+/// Its HTTP client panics without a provider of cryptography, or without certificates.
+async fn check_tls() -> Result<(), Status> {
+    if CryptoProvider::get_default().is_none() {
+        install_provider()?;
+    }
+    match apart(|| rustls_native_certs::load_native_certs().certs.is_empty()).await? {
+        false => Ok(()),
+        true => Err(refused(
+            "no CA certificates on this machine, without which the token endpoint cannot be \
+             trusted: install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
+        )),
+    }
+}
+
+/// Does what rustls does by itself at its first use, if it can tell which one.
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+#[allow(clippy::unnecessary_wraps)]
+fn install_provider() -> Result<(), Status> {
+    #[cfg(feature = "tls-ring")]
+    let provider = rustls::crypto::ring::default_provider();
+    #[cfg(not(feature = "tls-ring"))]
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // An error means that another thread was first, which serves as well.
+    let _ = provider.install_default();
+    Ok(())
+}
+
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+fn install_provider() -> Result<(), Status> {
+    Err(crate::status::local(
+        tonic::Code::FailedPrecondition,
+        "credentials: rustls has no default provider of cryptography: turn on the feature tls-ring \
+         or tls-aws-lc of the crate longrunning, or call CryptoProvider::install_default",
+    ))
+}
+
+/// Tells an error in words of our own: these quote the answer of the endpoint.
+fn told(error: &CredentialsError, name: &str) -> Status {
+    let mut causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    if let Some(error) = causes.find_map(|cause| cause.downcast_ref::<io::Error>()) {
+        let message = format!("{name}: google-cloud-auth got no token: {}", error.kind());
+        return match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => refused(format_args!(
+                "{message}: check the file in the field \"credential_source\""
+            )),
+            _ => unavailable(message),
+        };
+    }
+    let refusal = oauth::refusal_in(&format!("{error:?}"));
+    match refusal {
+        Some(refusal) if !refusal.is_transient => refused(format_args!(
+            "{name}: the token endpoint answered {}: {}",
+            refusal.code, refusal.remedy
+        )),
+        _ if error.is_transient() => unavailable(format_args!(
+            "{name}: google-cloud-auth got no token, for now"
+        )),
+        _ => refused(format_args!(
+            "{name}: google-cloud-auth got no token: check what each field of the file names, and \
+             what the account may do"
+        )),
+    }
+}
+
+fn told_build(error: &BuildError) -> &'static str {
+    match error {
+        error if error.is_missing_field() => "a field is missing: download the file again",
+        error if error.is_parsing() => {
+            "google-cloud-auth cannot read a field of it: download the file again"
+        }
+        error if error.is_not_supported() => "google-cloud-auth does not support this kind of it",
+        _ => "google-cloud-auth does not take it: download the file again",
+    }
+}

@@ -1,0 +1,147 @@
+//! What a source of credentials hands out: the headers of a call, and how long they are good for.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderName, HeaderValue};
+use tonic::{
+    Status,
+    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataKey},
+};
+
+use super::refused;
+
+/// What a source of credentials hands out: the headers that each call carries, and how long they
+/// are good for.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use longrunning::Token;
+///
+/// let token = Token::bearer("ya29.c")?.expires_at(Instant::now() + Duration::from_secs(3600));
+/// assert!(!format!("{token:?}").contains("ya29"));
+/// # Ok::<(), tonic::Status>(())
+/// ```
+pub struct Token {
+    pub(super) headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
+    pub(super) expires_at: Option<Instant>,
+    pub(super) renew_after: Option<Duration>,
+    pub(super) lease: Option<Lease>,
+}
+
+/// Looks at a token whose expiry is not known: for how long from now it is good at least. `None`
+/// says that it should be renewed, and ends the looking.
+pub(super) type Lease = Box<dyn FnMut() -> Option<Duration> + Send + Sync>;
+
+impl Token {
+    /// Makes an access token: the header `authorization: Bearer <token>`.
+    ///
+    /// # Errors
+    ///
+    /// `UNAUTHENTICATED` if the token is empty or cannot stand in a header. A line break at the
+    /// end, as files have it, is such a case.
+    pub fn bearer(token: &str) -> Result<Self, Status> {
+        if token.is_empty() {
+            return Err(refused("the access token is empty"));
+        }
+        Self::header("authorization", &format!("Bearer {token}"))
+    }
+
+    /// Makes a token of any header, for a service that takes its credentials in another form.
+    ///
+    /// # Errors
+    ///
+    /// `UNAUTHENTICATED` if the name is not one of a text header, or the value cannot stand in one.
+    pub fn header(name: &str, value: &str) -> Result<Self, Status> {
+        let none = Self {
+            headers: Vec::new(),
+            expires_at: None,
+            renew_after: None,
+            lease: None,
+        };
+        none.and_header(name, value)
+    }
+
+    /// Adds a header. One of the same name is replaced.
+    ///
+    /// # Errors
+    ///
+    /// As [`header`](Self::header).
+    pub fn and_header(mut self, name: &str, value: &str) -> Result<Self, Status> {
+        let (name, value) = header(name, value)?;
+        self.insert(name, value);
+        Ok(self)
+    }
+
+    /// Sets when the token ends. Default is not known.
+    ///
+    /// It is renewed when about three quarters of the time until then are over, and never sent
+    /// afterwards. One whose end is not known is renewed after about 5 minutes, and sent for as
+    /// long as there is no newer one.
+    #[must_use]
+    pub fn expires_at(mut self, instant: Instant) -> Self {
+        self.expires_at = Some(instant);
+        self
+    }
+
+    /// Sets when the token is renewed, if its end is not known.
+    #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+    pub(super) fn renew_after(mut self, time: Duration) -> Self {
+        self.renew_after = Some(time);
+        self
+    }
+
+    /// Sets how to find out whether the token is still good, if its end is not known.
+    #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+    pub(super) fn lease(
+        mut self,
+        look: impl FnMut() -> Option<Duration> + Send + Sync + 'static,
+    ) -> Self {
+        self.lease = Some(Box::new(look));
+        self
+    }
+
+    pub(super) fn insert(&mut self, name: AsciiMetadataKey, value: AsciiMetadataValue) {
+        self.headers.retain(|(other, _)| *other != name);
+        self.headers.push((name, value));
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("Token")
+            .field("headers", &names)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a header that is marked as secret: HTTP/2 does not index it, and `Debug` does not show it.
+///
+/// The errors name the header and never the value.
+pub(super) fn header(
+    name: &str,
+    value: &str,
+) -> Result<(AsciiMetadataKey, AsciiMetadataValue), Status> {
+    let key = HeaderName::from_bytes(name.as_bytes())
+        .ok()
+        .and_then(|name| MetadataKey::from_bytes(name.as_str().as_bytes()).ok())
+        .ok_or_else(|| refused(format!("{name:?} is not the name of a text header")))?;
+    // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
+    let mut value = Some(value)
+        .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
+        .filter(|value| !value.ends_with(' '))
+        .and_then(|value| HeaderValue::from_str(value).ok())
+        .and_then(|value| AsciiMetadataValue::try_from(value.as_bytes()).ok())
+        .ok_or_else(|| {
+            refused(format!(
+                "the value for the header {name:?} has characters that no header can hold: \
+                 look for a line break or a space at its end"
+            ))
+        })?;
+    value.set_sensitive(true);
+    Ok((key, value))
+}

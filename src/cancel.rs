@@ -1,0 +1,155 @@
+//! Cancelling one operation and learning how it ended, and cancelling many.
+
+mod many;
+
+use tokio::time::Instant;
+use tonic::{Code, IntoRequest, Status};
+
+pub use self::many::CancelOperations;
+use crate::{
+    client::{OperationsClient, Stack},
+    operation::{Operation, Outcome},
+    poll::{PollPolicy, Poller, Target},
+    proto::CancelOperationRequest,
+};
+
+impl<S: Stack + Sync> OperationsClient<S> {
+    /// Asks the server to stop an operation, and finds out how it ended.
+    ///
+    /// The cancel method is best effort: its success says that the server took the request. So
+    /// once it is taken, a [`Poller`] with this policy watches the operation until it is done.
+    /// Nothing is invented: each [`CancelOutcome`] holds what the server said. The policy's [total
+    /// timeout](PollPolicy::total_timeout) covers the cancel call too. Without it, an operation
+    /// that ignores the request is watched until it ends by itself.
+    ///
+    /// The metadata of a whole [`tonic::Request`] go along with every call. Its timeout counts for
+    /// the cancel call, and for each Get.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")]
+    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// use std::time::Duration;
+    /// use longrunning::{CancelOutcome, PollPolicy};
+    ///
+    /// let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
+    /// match client.cancel_and_wait("operations/1", policy).await? {
+    ///     CancelOutcome::Cancelled(_) => println!("stopped"),
+    ///     CancelOutcome::Completed(_) => println!("it was faster"),
+    ///     other => println!("{other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Dropping
+    ///
+    /// A dropped future ends its call and stops watching. The cancel request is not taken back:
+    /// the server may have it already, and if it has, the operation goes on to stop. Calling again
+    /// is harmless.
+    ///
+    /// # Errors
+    ///
+    /// An error is that of the cancel call: no server is known to have taken the request.
+    ///
+    /// - `NOT_FOUND`: the server knows no such operation. If the client retried, the request that
+    ///   got lost on the way back may have been taken, and the operation deleted since.
+    /// - `UNIMPLEMENTED`: it cannot cancel operations.
+    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it cannot cancel this operation, which is not
+    ///   done. (If it is done, which some servers report in this way, that is the outcome.)
+    /// - `DEADLINE_EXCEEDED`, `UNAVAILABLE`: there was no answer, and the server may have taken the
+    ///   request all the same. Call again, or look with [`poller`](Self::poller).
+    pub async fn cancel_and_wait(
+        &self,
+        request: impl IntoRequest<CancelOperationRequest>,
+        policy: PollPolicy,
+    ) -> Result<CancelOutcome, Status> {
+        let target = Target::new(request.into_request(), |request| request.name);
+        let begun = Instant::now();
+        let left = || {
+            policy
+                .limit()
+                .map(|limit| limit.saturating_sub(begun.elapsed()))
+        };
+        match target.cancel(self, left()).await {
+            Ok(()) => {}
+            Err(refusal) if may_be_done(&refusal) => {
+                return match target.get(self, left()).await {
+                    Ok(state) if state.done => Ok(CancelOutcome::of(state)),
+                    // The server's own word on the cancel tells more than this look.
+                    _ => Err(refusal),
+                };
+            }
+            Err(status) => return Err(status),
+        }
+        let mut poller = Poller::new(self.clone(), target)
+            .policy(policy)
+            .begun(begun);
+        let end = poller.until_done().await;
+        Ok(match (end, poller.latest()) {
+            (Ok(state), _) => CancelOutcome::of(state),
+            (Err(status), _) if status.code() == Code::NotFound => CancelOutcome::Gone,
+            // Any other DEADLINE_EXCEEDED is ridden on: this is the limit.
+            (Err(status), Some(state)) if status.code() == Code::DeadlineExceeded => {
+                CancelOutcome::StillRunning(state.clone())
+            }
+            (Err(status), _) => CancelOutcome::Unknown(status),
+        })
+    }
+}
+
+/// What became of an operation whose cancellation was asked for.
+///
+/// Each variant is what the server said, never a guess. Services that report a cancellation in a
+/// way of their own, say within the response, show as what they sent.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum CancelOutcome {
+    /// It was cancelled: its error is `CANCELLED`.
+    Cancelled(Operation),
+    /// It completed despite the request, or had before: it has a response.
+    Completed(Operation),
+    /// It failed: it has another error.
+    Failed(Operation),
+    /// It is done, and the server set neither a response nor an error: how it ended is not known.
+    DoneWithoutResult(Operation),
+    /// The time was up; this is its last state seen since the server took the request.
+    StillRunning(Operation),
+    /// The server took the request, and says now that it knows no such operation. Either it has
+    /// forgotten it since, or it takes requests for names that it never knew, as some do.
+    Gone,
+    /// The server took the request, but to look at the operation failed for good, or brought no
+    /// answer before the time was up: how it is or how it ended is not known.
+    Unknown(Status),
+}
+
+impl CancelOutcome {
+    /// Returns the operation as it was seen last, if it was.
+    pub fn operation(&self) -> Option<&Operation> {
+        match self {
+            Self::Cancelled(state)
+            | Self::Completed(state)
+            | Self::Failed(state)
+            | Self::DoneWithoutResult(state)
+            | Self::StillRunning(state) => Some(state),
+            Self::Gone | Self::Unknown(_) => None,
+        }
+    }
+
+    fn of(state: Operation) -> Self {
+        match state.outcome() {
+            Outcome::Cancelled(_) => Self::Cancelled(state),
+            Outcome::DoneWithoutResult => Self::DoneWithoutResult(state),
+            Outcome::Failed(_) => Self::Failed(state),
+            Outcome::Running => Self::StillRunning(state),
+            Outcome::Succeeded => Self::Completed(state),
+        }
+    }
+}
+
+/// Whether it is how some servers say that the operation is done already.
+fn may_be_done(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::FailedPrecondition | Code::InvalidArgument
+    )
+}

@@ -1,0 +1,222 @@
+//! Listing operations, page after page.
+
+use std::{
+    fmt, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    vec,
+};
+
+use futures_core::Stream;
+use tonic::{Code, Extensions, IntoRequest, Request, Status, metadata::MetadataMap};
+
+use crate::{
+    client::{OperationsClient, Stack},
+    operation::Operation,
+    proto::{ListOperationsRequest, ListOperationsResponse},
+    status::local,
+};
+
+impl<S: Stack + Sync> OperationsClient<S> {
+    /// Returns the operations under a parent, such as `projects/p/locations/l`, of all pages.
+    ///
+    /// A page is asked for when the one before is used up: a stream that is not read to its end
+    /// makes no further calls. Filter and page size are fields of [`ListOperationsRequest`]; its
+    /// page token says where to begin. The metadata of a whole [`tonic::Request`] go along with
+    /// every call, and its timeout counts for each.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")]
+    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// use tokio_stream::StreamExt as _;
+    ///
+    /// let mut operations = client.operations("projects/p/locations/l");
+    /// while let Some(operation) = operations.next().await {
+    ///     println!("{}", operation?.name);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn operations(&self, request: impl IntoRequest<ListOperationsRequest>) -> Operations<S> {
+        let (metadata, extensions, request) = request.into_request().into_parts();
+        Operations {
+            client: self.clone(),
+            metadata,
+            extensions,
+            request,
+            call: None,
+            page: Vec::new().into_iter(),
+            unreachable: Vec::new(),
+            tokens: Tokens::default(),
+            next: Next::Call,
+        }
+    }
+}
+
+/// The operations under a parent, as a [`Stream`] over all pages.
+///
+/// An error comes after all that came before it, and ends the stream:
+///
+/// - The server's own, as of [`list_operations`](OperationsClient::list_operations).
+/// - `INTERNAL`: the server gave a page token for the second time, so that its pages would never
+///   end.
+///
+/// What is missing can be had by a new request with the [`page_token`](Self::page_token) at which
+/// this one ended.
+///
+/// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
+/// goes on with it. Dropping the stream ends the call.
+pub struct Operations<S> {
+    client: OperationsClient<S>,
+    metadata: MetadataMap,
+    extensions: Extensions,
+    /// The request for the next page.
+    request: ListOperationsRequest,
+    call: Option<Call>,
+    /// What is left of the page.
+    page: vec::IntoIter<Operation>,
+    unreachable: Vec<String>,
+    tokens: Tokens,
+    next: Next,
+}
+
+type Call = Pin<Box<dyn Future<Output = Result<ListOperationsResponse, Status>> + Send>>;
+
+/// What comes once the page is used up.
+enum Next {
+    Call,
+    Error(Status),
+    End,
+}
+
+impl<S> Operations<S> {
+    /// Returns the places that the server could not reach so far, each once, as it names them.
+    ///
+    /// Where there are any, the list is not complete. Servers report them to requests that ask
+    /// for [`return_partial_success`](ListOperationsRequest::return_partial_success). They are all
+    /// there once the stream has ended; combinators of streams would take it out of reach, unless
+    /// they get it by `&mut`.
+    pub fn unreachable(&self) -> &[String] {
+        &self.unreachable
+    }
+
+    /// Returns the token of the next page to be asked for, or after an error, of the page that
+    /// could not be had. It is empty for the first page.
+    pub fn page_token(&self) -> &str {
+        &self.request.page_token
+    }
+
+    fn turn_to(&mut self, page: ListOperationsResponse) {
+        self.page = page.operations.into_iter();
+        for place in page.unreachable {
+            if !self.unreachable.contains(&place) {
+                self.unreachable.push(place);
+            }
+        }
+        let token = page.next_page_token;
+        self.next = if token.is_empty() {
+            Next::End
+        } else if self.tokens.come_again(&token) {
+            let parent = &self.request.name;
+            Next::Error(local(
+                Code::Internal,
+                format!("the pages of {parent:?} never end: page token {token:?} came again"),
+            ))
+        } else {
+            Next::Call
+        };
+        self.request.page_token = token;
+    }
+}
+
+impl<S: Stack + Sync> Stream for Operations<S> {
+    type Item = Result<Operation, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(operation) = this.page.next() {
+                return Poll::Ready(Some(Ok(operation)));
+            }
+            match mem::replace(&mut this.next, Next::End) {
+                Next::End => return Poll::Ready(None),
+                Next::Error(status) => return Poll::Ready(Some(Err(status))),
+                Next::Call => this.next = Next::Call,
+            }
+            let call = this.call.get_or_insert_with(|| {
+                let (metadata, extensions) = (this.metadata.clone(), this.extensions.clone());
+                let request = Request::from_parts(metadata, extensions, this.request.clone());
+                let client = this.client.clone();
+                Box::pin(async move { client.list_operations(request).await })
+            });
+            let page = ready!(call.as_mut().poll(cx));
+            this.call = None;
+            match page {
+                Ok(page) => this.turn_to(page),
+                Err(status) => this.next = Next::Error(status),
+            }
+        }
+    }
+}
+
+// Nothing in it is pinned in place: the call is in a box.
+impl<S> Unpin for Operations<S> {}
+
+impl<S> fmt::Debug for Operations<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operations")
+            .field("request", &self.request)
+            .field("unreachable", &self.unreachable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Finds out that tokens go round in a circle, of whatever length, and remembers only one of them:
+/// Brent's algorithm.
+#[derive(Debug, Default)]
+struct Tokens {
+    remembered: String,
+    since: u64,
+    until: u64,
+}
+
+impl Tokens {
+    fn come_again(&mut self, token: &str) -> bool {
+        if token == self.remembered {
+            return true;
+        }
+        self.since += 1;
+        if self.since > self.until {
+            self.until = 2 * self.since;
+            self.since = 0;
+            token.clone_into(&mut self.remembered);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_go_round_are_found_out() {
+        for (before, round) in [(0, 1), (0, 2), (5, 1), (3, 7), (100, 1_000)] {
+            let mut tokens = Tokens::default();
+            let endless = (0..before).chain((before..before + round).cycle());
+            let found = endless
+                .take(10 * (before + round))
+                .position(|token| tokens.come_again(&token.to_string()));
+            assert!(
+                found.is_some_and(|at| at >= before + round),
+                "{before}, {round}"
+            );
+        }
+    }
+
+    #[test]
+    fn tokens_that_differ_are_no_circle() {
+        let mut tokens = Tokens::default();
+        assert!(!(0..10_000).any(|token| tokens.come_again(&token.to_string())));
+    }
+}

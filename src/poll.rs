@@ -1,0 +1,313 @@
+//! Watching one operation until it is done.
+
+mod look;
+mod policy;
+
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use tokio::{runtime::Handle, time::Instant};
+use tonic::{Code, IntoRequest, Status};
+
+pub(crate) use self::look::Target;
+use self::look::{Look, Seen};
+pub use self::policy::PollPolicy;
+use crate::{
+    client::{OperationsClient, Stack},
+    operation::Operation,
+    proto::GetOperationRequest,
+    status::{Origin, StatusExt as _, caused, local},
+};
+
+/// Watches one operation: until it is done with [`until_done`](Self::until_done), or state by
+/// state as a [`Stream`].
+///
+/// It owns a clone of its client, so that it can be spawned. It holds nothing that the server or
+/// another process would miss: after a restart, a poller made of the operation's name goes on.
+///
+/// # How it looks
+///
+/// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
+/// [slice of time](PollPolicy::wait) after the other. A server that cannot wait says
+/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation` and the
+/// growing [delays](PollPolicy) between. A 404 of something that is no gRPC server does not count
+/// as that word, though gRPC reads it as `UNIMPLEMENTED` too: it ends the poll.
+///
+/// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
+/// would have followed a Get. So a server that does not really wait sees no more calls than one
+/// that cannot.
+///
+/// # Failures
+///
+/// A look that fails says nothing of the operation. These failures are ridden on, with the same
+/// growing delays, or longer ones where the server asks for them by
+/// [`RetryInfo`](crate::proto::rpc::RetryInfo):
+///
+/// - `UNAVAILABLE` and `DEADLINE_EXCEEDED`, whoever said it.
+/// - `RESOURCE_EXHAUSTED`, unless it is this client's own, for an answer that is too large. The
+///   quota will have room again, and the operation goes on in the meantime.
+/// - A Wait that ended without a word of the server, say because a proxy cuts off calls that hang.
+///
+/// A Wait that failed is followed by a Get, for it may be Wait alone that fails. Any other failure
+/// ends the poll with the server's status unchanged. Without a [total
+/// timeout](PollPolicy::total_timeout) a server that cannot be reached is asked for ever.
+///
+/// # Dropping
+///
+/// A call in flight belongs to the poller, not to the future or stream item that waits for it.
+/// Dropped by a timeout or `select!`, these lose nothing: the poller goes on from where it was,
+/// with the same call. Dropping the poller ends the call. It never stops the operation.
+pub struct Poller<S> {
+    client: OperationsClient<S>,
+    target: Target,
+    policy: PollPolicy,
+    /// When the first look began.
+    begun: Option<Instant>,
+    look: Option<Pin<Box<dyn Future<Output = Option<Seen>> + Send>>>,
+    /// How many looks have ended.
+    looks: u32,
+    /// The next look comes so long after an instant.
+    due: Option<(Instant, Duration)>,
+    /// Whether the last look was a Wait, and failed.
+    wait_failed: bool,
+    latest: Option<Operation>,
+    /// Why the last look, if it failed, did.
+    failure: Option<Status>,
+    /// Whether the stream has come to its end.
+    ended: bool,
+}
+
+impl<S: Stack + Sync> OperationsClient<S> {
+    /// Returns a poller of an operation, with the default [`PollPolicy`]. It does nothing before
+    /// it is polled.
+    ///
+    /// The metadata of a whole [`tonic::Request`] go along with every look. Its timeout counts for
+    /// each Get.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")]
+    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// let operation = client.poller("operations/1").until_done().await?;
+    /// # let _ = operation;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poller(&self, request: impl IntoRequest<GetOperationRequest>) -> Poller<S> {
+        let request = request.into_request();
+        Poller::new(self.clone(), Target::new(request, |request| request.name))
+    }
+}
+
+impl<S: Stack + Sync> Poller<S> {
+    pub(crate) fn new(client: OperationsClient<S>, target: Target) -> Self {
+        Self {
+            client,
+            target,
+            policy: PollPolicy::default(),
+            begun: None,
+            look: None,
+            looks: 0,
+            due: None,
+            wait_failed: false,
+            latest: None,
+            failure: None,
+            ended: false,
+        }
+    }
+
+    /// Sets since when the total timeout runs. Default is the first look.
+    pub(crate) fn begun(self, begun: Instant) -> Self {
+        Self {
+            begun: Some(begun),
+            ..self
+        }
+    }
+
+    /// Sets how often to look, and how long. Default is [`PollPolicy::default`].
+    #[must_use]
+    pub fn policy(self, policy: PollPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Returns the name of the operation.
+    pub fn name(&self) -> &str {
+        &self.target.name
+    }
+
+    /// Returns the latest state seen, if any was.
+    pub fn latest(&self) -> Option<&Operation> {
+        self.latest.as_ref()
+    }
+
+    /// Returns the operation once it is done, however it ended: [`Operation::outcome`] tells.
+    ///
+    /// The future is safe to drop at any time: see [Dropping](Self#dropping). Once the operation
+    /// is done, another call returns it again; after an error, another call looks again.
+    ///
+    /// # Errors
+    ///
+    /// - `DEADLINE_EXCEEDED`: the [total timeout](PollPolicy::total_timeout) is over. What was seen
+    ///   last is in [`latest`](Self::latest), and the operation goes on.
+    /// - `FAILED_PRECONDITION`: outside a tokio runtime.
+    /// - The server's own, if they are [none to ride on](Self#failures), among them `NOT_FOUND`: it
+    ///   knows no such operation, or has forgotten it.
+    pub async fn until_done(&mut self) -> Result<Operation, Status> {
+        loop {
+            let state = poll_fn(|cx| self.poll_state(cx, false)).await?;
+            if state.done {
+                return Ok(state);
+            }
+        }
+    }
+
+    /// The next state of the operation; once it is done, that one again.
+    fn poll_state(
+        &mut self,
+        cx: &mut Context<'_>,
+        watched: bool,
+    ) -> Poll<Result<Operation, Status>> {
+        if let Some(done) = self.latest.as_ref().filter(|latest| latest.done) {
+            return Poll::Ready(Ok(done.clone()));
+        }
+        loop {
+            let look = match &mut self.look {
+                Some(look) => look,
+                None => {
+                    let look = self.next_look(watched)?;
+                    self.look.insert(Box::pin(look.run()))
+                }
+            };
+            let seen = ready!(look.as_mut().poll(cx));
+            self.look = None;
+            let Some(seen) = seen else {
+                return Poll::Ready(Err(self.over()));
+            };
+            if let Some(state) = self.note(seen)? {
+                return Poll::Ready(Ok(state));
+            }
+        }
+    }
+
+    fn next_look(&mut self, watched: bool) -> Result<Look<S>, Status> {
+        if Handle::try_current().is_err() {
+            return Err(local(
+                Code::FailedPrecondition,
+                "a poll needs a tokio runtime: await it within one",
+            ));
+        }
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        let slice = self.policy.slice();
+        Ok(Look {
+            client: self.client.clone(),
+            target: self.target.clone(),
+            due: self.due,
+            delay: self.policy.backoff().delay(self.looks, fastrand::f64()),
+            slice: slice.filter(|_| self.client.waits() && !self.wait_failed),
+            watched,
+            // An end so far off that no clock reaches it is no limit.
+            limit: self
+                .policy
+                .limit()
+                .and_then(|limit| begun.checked_add(limit)),
+            least: self.policy.backoff().initial,
+        })
+    }
+
+    /// Takes note of what a look brought: a state, nothing yet, or the end of the poll.
+    fn note(&mut self, seen: Seen) -> Result<Option<Operation>, Status> {
+        let Seen {
+            result,
+            by_wait,
+            next,
+        } = seen;
+        if by_wait && result.as_ref().is_err_and(cannot_wait) {
+            self.client.remember_that_it_cannot_wait();
+            return Ok(None);
+        }
+        self.looks = self.looks.saturating_add(1);
+        self.due = Some(next);
+        self.wait_failed = by_wait && result.is_err();
+        match result {
+            Ok(state) => {
+                self.failure = None;
+                self.latest = Some(state.clone());
+                Ok(Some(state))
+            }
+            Err(status) if is_transient(&status) || by_wait && was_cut_off(&status) => {
+                self.failure = Some(status);
+                Ok(None)
+            }
+            Err(status) => Err(status),
+        }
+    }
+
+    /// The error of a poll whose time is over.
+    fn over(&self) -> Status {
+        let name = self.name();
+        let limit = self.policy.limit().unwrap_or_default();
+        let message = format!("operation {name:?} was not done within {limit:?}");
+        match self.failure.clone() {
+            Some(failure) => {
+                let (code, text) = (failure.code_name(), failure.message());
+                let message = format!("{message}; the last look failed: {code}: {text}");
+                caused(Code::DeadlineExceeded, message, Origin::Client, failure)
+            }
+            None => local(Code::DeadlineExceeded, message),
+        }
+    }
+}
+
+/// The states of the operation as they are seen, changed or not. The last item is the one that is
+/// done, or the error that ends the poll, as of [`until_done`](Poller::until_done).
+///
+/// Progress is in the metadata of each state: [`Operation::metadata_as`]. To see it as it comes,
+/// a Wait here asks for no longer than the delay to the next look.
+impl<S: Stack + Sync> Stream for Poller<S> {
+    type Item = Result<Operation, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let state = ready!(self.poll_state(cx, true));
+        self.ended = state.as_ref().map_or(true, |state| state.done);
+        Poll::Ready(Some(state))
+    }
+}
+
+// Nothing in it is pinned in place: the look is in a box.
+impl<S> Unpin for Poller<S> {}
+
+impl<S> fmt::Debug for Poller<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller")
+            .field("name", &self.target.name)
+            .field("policy", &self.policy)
+            .field("latest", &self.latest)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether it is the word of a server. One in this very process counts, whose statuses are the
+/// client's own; a 404, of a proxy or a wrong endpoint, does not.
+fn cannot_wait(status: &Status) -> bool {
+    status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
+}
+
+fn is_transient(status: &Status) -> bool {
+    match status.code() {
+        Code::DeadlineExceeded | Code::Unavailable => true,
+        Code::ResourceExhausted => status.origin() != Some(Origin::Client),
+        _ => false,
+    }
+}
+
+fn was_cut_off(status: &Status) -> bool {
+    status.code() != Code::Unimplemented && status.origin() == Some(Origin::Transport)
+}

@@ -1,0 +1,431 @@
+//! How a token is kept current: in paused time, with a source that follows a script.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use longrunning::{AuthInterceptor, CallCredentials, Credentials, Origin, StatusExt, Token};
+use tokio::time::{Instant, advance, sleep, timeout};
+use tonic::{Code, Request, Status, service::Interceptor};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What a source does at one fetch.
+#[derive(Clone)]
+enum Step {
+    /// Hands out a token that lives so long.
+    For(Duration),
+    /// Hands out a token whose end it does not tell.
+    Unknown,
+    /// Hands out a token for an hour, after a while.
+    Late(Duration),
+    Fail(Code),
+    Hang,
+    Panic,
+}
+
+/// A source whose n-th fetch does the n-th step, and the last step from then on. The token of the
+/// n-th fetch is `token-n`.
+#[derive(Clone)]
+struct Script(Arc<Inner>);
+
+struct Inner {
+    steps: Vec<Step>,
+    fetches: Mutex<Vec<Instant>>,
+    rejections: AtomicUsize,
+    dropped: Arc<AtomicBool>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.dropped.store(true, SeqCst);
+    }
+}
+
+impl Script {
+    fn new(steps: impl Into<Vec<Step>>) -> Self {
+        Self(Arc::new(Inner {
+            steps: steps.into(),
+            fetches: Mutex::default(),
+            rejections: AtomicUsize::new(0),
+            dropped: Arc::default(),
+        }))
+    }
+
+    fn credentials(&self) -> Credentials {
+        Credentials::custom(self.clone())
+    }
+
+    fn lazy(&self) -> AuthInterceptor {
+        self.credentials().interceptor_lazy().unwrap()
+    }
+
+    fn fetches(&self) -> Vec<Instant> {
+        self.0.fetches.lock().unwrap().clone()
+    }
+
+    fn count(&self) -> usize {
+        self.fetches().len()
+    }
+}
+
+#[tonic::async_trait]
+impl CallCredentials for Script {
+    async fn token(&self) -> Result<Token, Status> {
+        let n = {
+            let mut fetches = self.0.fetches.lock().unwrap();
+            fetches.push(Instant::now());
+            fetches.len()
+        };
+        let token = Token::bearer(&format!("token-{n}"));
+        let ends = |time| (Instant::now() + time).into_std();
+        match self.0.steps[n.min(self.0.steps.len()) - 1].clone() {
+            Step::For(time) => Ok(token?.expires_at(ends(time))),
+            Step::Unknown => token,
+            Step::Late(time) => {
+                sleep(time).await;
+                Ok(token?.expires_at(ends(HOUR)))
+            }
+            Step::Fail(code) => Err(Status::new(code, format!("failure {n}"))),
+            Step::Hang => std::future::pending().await,
+            Step::Panic => panic!("the script says so"),
+        }
+    }
+
+    fn rejected(&self) {
+        self.0.rejections.fetch_add(1, SeqCst);
+    }
+}
+
+/// What a call would carry now.
+fn header(auth: &AuthInterceptor) -> Result<String, Status> {
+    let request = auth.clone().call(Request::new(()))?;
+    let value = request.metadata().get("authorization").unwrap();
+    assert!(value.is_sensitive());
+    Ok(value.to_str().unwrap().to_owned())
+}
+
+/// Lets the owner do what it can do now.
+async fn settle() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Goes on in small steps, so that nothing is jumped over, and looks after each.
+async fn go_on(time: Duration, mut look: impl FnMut()) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        advance(Duration::from_millis(100)).await;
+        settle().await;
+        look();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_callers_at_a_cold_start_share_one_fetch() {
+    let script = Script::new([Step::Late(Duration::from_secs(3))]);
+    let auth = script.lazy();
+    let callers: Vec<_> = (0..10_000)
+        .map(|_| {
+            let auth = auth.clone();
+            tokio::spawn(async move {
+                auth.ready().await.unwrap();
+                header(&auth).unwrap()
+            })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), "Bearer token-1");
+    }
+    assert_eq!(script.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_renewed_well_before_its_end_and_nobody_waits() {
+    let script = Script::new([Step::For(HOUR), Step::Late(Duration::from_secs(5))]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    let start = Instant::now();
+    let mut seen = Vec::new();
+    go_on(HOUR.mul_f64(1.2), || {
+        seen.push(header(&auth).unwrap()); // at no moment is there none
+        assert!(
+            futures_executor::block_on(timeout(Duration::ZERO, auth.ready())).is_ok(),
+            "ready waits although there is a token"
+        );
+    })
+    .await;
+    seen.dedup();
+    assert_eq!(seen, ["Bearer token-1", "Bearer token-2"]);
+    let renewed = script.fetches()[1] - start;
+    assert!(renewed >= HOUR.mul_f64(0.7), "{renewed:?}");
+    assert!(renewed <= HOUR.mul_f64(0.81), "{renewed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_shorter_than_the_tokens_life_is_not_noticed() {
+    let mut steps = vec![Step::For(HOUR)];
+    steps.extend(vec![Step::Fail(Code::Unavailable); 20]); // about 7 of the 12 minutes at least
+    steps.push(Step::For(HOUR));
+    let script = Script::new(steps);
+    let auth = script.credentials().interceptor().await.unwrap();
+    go_on(HOUR, || assert!(header(&auth).is_ok())).await;
+    assert_eq!(header(&auth).unwrap(), "Bearer token-22");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_longer_outage_calls_are_refused_until_it_is_over() {
+    let mut steps = vec![Step::For(Duration::from_secs(60))];
+    steps.extend(vec![Step::Fail(Code::Unavailable); 8]);
+    steps.push(Step::For(HOUR));
+    let script = Script::new(steps);
+    let auth = script.credentials().interceptor().await.unwrap();
+    let start = Instant::now();
+    go_on(Duration::from_secs(59), || {
+        assert_eq!(header(&auth).unwrap(), "Bearer token-1");
+    })
+    .await;
+    go_on(Duration::from_secs(2), || ()).await;
+    let refusal = header(&auth).unwrap_err();
+    assert_eq!(refusal.code(), Code::Unavailable);
+    assert!(refusal.message().starts_with("failure "), "{refusal:?}");
+    assert_eq!(refusal.origin(), Some(Origin::Client));
+    assert_eq!(auth.last_failure().unwrap().code(), Code::Unavailable);
+    auth.ready().await.unwrap();
+    assert!(start.elapsed() > Duration::from_secs(61));
+    assert_eq!(header(&auth).unwrap(), "Bearer token-10");
+    assert!(auth.last_failure().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_followed_by_a_jittered_exponential_backoff() {
+    let script = Script::new([Step::Fail(Code::Unavailable)]);
+    let auth = script.lazy();
+    sleep(Duration::from_secs(300)).await;
+    let fetches = script.fetches();
+    let expected = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0, 30.0];
+    for (n, expected) in expected.into_iter().enumerate() {
+        let pause = (fetches[n + 1] - fetches[n]).as_secs_f64();
+        let range = expected * 0.8 - 0.01..=expected * 1.2 + 0.01;
+        assert!(range.contains(&pause), "pause {n} is {pause}");
+    }
+    drop(auth);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_is_given_up_and_asked_again() {
+    let script = Script::new([Step::Hang, Step::For(HOUR)]);
+    let start = Instant::now();
+    let auth = script.credentials().interceptor().await.unwrap();
+    assert_eq!(header(&auth).unwrap(), "Bearer token-2");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn set_up_waits_ten_seconds_at_most_and_tells_what_was_wrong() {
+    let script = Script::new([Step::Hang]);
+    let start = Instant::now();
+    let status = script.credentials().interceptor().await.unwrap_err();
+    assert_eq!(start.elapsed(), Duration::from_secs(10));
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(
+        status.message(),
+        "credentials: no token within 8s: the source does not answer"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_a_person_must_mend_is_told_at_once_and_recovers() {
+    let script = Script::new([
+        Step::Fail(Code::Unauthenticated),
+        Step::Fail(Code::Unauthenticated),
+        Step::For(HOUR),
+    ]);
+    let start = Instant::now();
+    let auth = script.lazy();
+    let status = auth.ready().await.unwrap_err();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(status.message(), "failure 1");
+    assert_eq!(header(&auth).unwrap_err().message(), "failure 1");
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(header(&auth).unwrap(), "Bearer token-3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_passes_is_waited_out() {
+    let script = Script::new([Step::Fail(Code::Unavailable), Step::Panic, Step::For(HOUR)]);
+    let auth = script.lazy();
+    auth.ready().await.unwrap();
+    assert_eq!(header(&auth).unwrap(), "Bearer token-3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_time_is_up_can_ask_why() {
+    let script = Script::new([Step::Panic]);
+    let auth = script.lazy();
+    assert!(auth.last_failure().is_none());
+    assert_eq!(
+        header(&auth).unwrap_err().message(),
+        "credentials: the first token has not come yet"
+    );
+    assert!(timeout(Duration::from_secs(1), auth.ready()).await.is_err());
+    let status = auth.last_failure().unwrap();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(
+        status.message(),
+        "credentials: the source of the credentials panicked: this is a bug in it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_codes_of_a_source_become_those_that_callers_act_on() {
+    for (code, expected) in [
+        (Code::Unavailable, Code::Unavailable),
+        (Code::DeadlineExceeded, Code::Unavailable),
+        (Code::Cancelled, Code::Unavailable),
+        (Code::Internal, Code::Unavailable),
+        (Code::Ok, Code::Unavailable),
+        (Code::Unauthenticated, Code::Unauthenticated),
+        (Code::PermissionDenied, Code::Unauthenticated),
+        (Code::NotFound, Code::Unauthenticated),
+        (Code::InvalidArgument, Code::Unauthenticated),
+        (Code::FailedPrecondition, Code::FailedPrecondition),
+    ] {
+        let auth = Script::new([Step::Fail(code)]).lazy();
+        settle().await;
+        let status = auth.last_failure().unwrap();
+        assert_eq!(status.code(), expected, "{code:?}");
+        assert_eq!(status.message(), "failure 1");
+        assert_eq!(status.origin(), Some(Origin::Client));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_rejections_make_one_fetch_ten_seconds_later() {
+    let script = Script::new([Step::For(HOUR)]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    let start = Instant::now();
+    go_on(Duration::from_secs(9), || {
+        (0..1000).for_each(|_| auth.rejected());
+        assert_eq!(header(&auth).unwrap(), "Bearer token-1");
+    })
+    .await;
+    assert_eq!(script.count(), 1);
+    go_on(Duration::from_secs(2), || ()).await;
+    assert_eq!(header(&auth).unwrap(), "Bearer token-2");
+    assert_eq!(script.fetches()[1] - start, Duration::from_secs(10));
+    assert_eq!(script.0.rejections.load(SeqCst), 1);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(script.count(), 2);
+    auth.rejected(); // the last fetch is long ago: at once
+    settle().await;
+    assert_eq!(script.count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_owner_ends_with_the_last_clone() {
+    for steps in [
+        vec![Step::For(HOUR)],
+        vec![Step::Hang],
+        vec![Step::Fail(Code::Unavailable)],
+    ] {
+        let script = Script::new(steps);
+        let auth = script.lazy();
+        let clone = auth.clone();
+        let dropped = Arc::clone(&script.0.dropped);
+        drop(script);
+        settle().await;
+        drop(auth);
+        settle().await;
+        assert!(!dropped.load(SeqCst), "one clone is left");
+        drop(clone);
+        settle().await;
+        assert!(dropped.load(SeqCst), "the owner still holds the source");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_unknown_end_is_renewed_every_five_minutes() {
+    let script = Script::new([Step::Unknown, Step::Fail(Code::Unavailable)]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    sleep(Duration::from_secs(239)).await;
+    assert_eq!(script.count(), 1);
+    sleep(Duration::from_secs(62)).await;
+    assert!(script.count() > 1);
+    sleep(24 * HOUR).await; // nobody says that it has ended
+    assert_eq!(header(&auth).unwrap(), "Bearer token-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_has_expired_already_is_no_token() {
+    let script = Script::new([Step::For(Duration::ZERO)]);
+    let status = script.credentials().interceptor().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(
+        status.message(),
+        "credentials: the source handed out a token that has expired already"
+    );
+    assert!(script.count() < 8, "{} fetches", script.count());
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_tokens_do_not_make_a_busy_loop() {
+    let script = Script::new([Step::For(Duration::from_millis(10))]);
+    let auth = script.lazy();
+    sleep(Duration::from_secs(10)).await;
+    assert!(script.count() <= 11, "{} fetches", script.count());
+    drop(auth);
+}
+
+#[test]
+fn outside_a_runtime_the_precondition_is_named() {
+    let script = Script::new([Step::For(HOUR)]);
+    let status = futures_executor::block_on(script.credentials().interceptor()).unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(
+        status.message(),
+        "credentials: no tokio runtime here to renew the token on: call this within one"
+    );
+}
+
+#[test]
+fn a_runtime_without_timers_is_named() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let script = Script::new([Step::For(HOUR)]);
+    let status = runtime
+        .block_on(script.credentials().interceptor())
+        .unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(
+        status.message(),
+        "credentials: this tokio runtime has no timers: build it with enable_time()"
+    );
+}
+
+#[test]
+fn when_the_runtime_has_ended_no_stale_token_is_sent() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let script = Script::new([Step::For(HOUR)]);
+    let auth = runtime
+        .block_on(script.credentials().interceptor())
+        .unwrap();
+    assert_eq!(header(&auth).unwrap(), "Bearer token-1");
+    drop(runtime);
+    let refusal = header(&auth).unwrap_err();
+    assert_eq!(refusal.code(), Code::Unavailable);
+    assert_eq!(
+        refusal.message(),
+        "credentials: the tokio runtime on which the token was renewed has ended: make the \
+         interceptor on one that outlives its clients"
+    );
+    let unready = futures_executor::block_on(auth.ready()).unwrap_err();
+    assert_eq!(unready.message(), refusal.message());
+    assert_eq!(auth.last_failure().unwrap().message(), refusal.message());
+}

@@ -1,0 +1,391 @@
+//! The default stack's connections: how many there are, who gets which, and how they end.
+
+mod support;
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use longrunning::{OperationsClient, Origin, StatusExt as _, Transport};
+use tokio::{
+    runtime::{Handle, Runtime},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tonic::{Code, Status};
+
+use self::support::{
+    server::{Habits, Server},
+    until,
+};
+
+const NAME: &str = "operations/1";
+
+async fn connect(server: &Server) -> OperationsClient {
+    let builder = OperationsClient::builder(server.url());
+    builder.connect().await.expect("a server")
+}
+
+/// Makes so many calls at once; returns the first failure.
+async fn burst(client: &OperationsClient, calls: usize) -> Result<(), Status> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..calls {
+        let client = client.clone();
+        tasks.spawn(async move { client.cancel_operation(NAME).await });
+    }
+    let mut result = Ok(());
+    while let Some(call) = tasks.join_next().await {
+        result = result.and(call.expect("no panic"));
+    }
+    result
+}
+
+#[tokio::test]
+async fn every_call_is_answered_under_any_limit() {
+    for streams in [Some(1), Some(2), Some(10), Some(100), None] {
+        let server = Server::start(Habits {
+            streams,
+            latency: Duration::from_millis(1),
+            ..Habits::default()
+        });
+        let client = OperationsClient::builder(server.url()).connect_lazy();
+        let client = client.expect("a client");
+        burst(&client, 1_000).await.expect("answers");
+        let most = streams.map_or(1_000, |most| most as usize);
+        assert!(
+            server.seen.most() <= most,
+            "{streams:?}: {}",
+            server.seen.most()
+        );
+        assert!(server.seen.connections() <= 20, "{streams:?}");
+        assert_eq!(
+            server.seen.calls(),
+            1_000,
+            "{streams:?}: nothing was refused"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_connection_is_filled_before_the_second_is_opened() {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(100),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    burst(&client, 100).await.expect("answers");
+    assert_eq!(server.seen.connections(), 1);
+    burst(&client, 101).await.expect("answers");
+    assert_eq!(server.seen.connections(), 2);
+}
+
+#[tokio::test]
+async fn calls_beyond_every_limit_wait_in_order() {
+    let server = Server::start(Habits {
+        streams: Some(1),
+        latency: Duration::from_millis(5),
+        ..Habits::default()
+    });
+    let one = NonZeroUsize::MIN;
+    let builder = OperationsClient::builder(server.url()).max_connections(one);
+    let client = builder.connect().await.expect("a server");
+    let ended = Arc::<std::sync::Mutex<Vec<usize>>>::default();
+    let mut tasks = JoinSet::new();
+    for i in 0..20 {
+        let (client, ended) = (client.clone(), ended.clone());
+        tasks.spawn(async move {
+            client.cancel_operation(NAME).await.expect("an answer");
+            ended.lock().expect("no panic").push(i);
+        });
+        tokio::task::yield_now().await; // it stands in the queue now
+    }
+    tasks.join_all().await;
+    assert_eq!(*ended.lock().expect("no panic"), Vec::from_iter(0..20));
+    assert_eq!(server.seen.connections(), 1);
+    assert_eq!(server.seen.most(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_frees_its_place() {
+    let server = Server::start(Habits {
+        streams: Some(1),
+        latency: Duration::from_millis(200),
+        ..Habits::default()
+    });
+    let builder = OperationsClient::builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let client = builder.connect().await.expect("a server");
+    let first = tokio::spawn({
+        let client = client.clone();
+        async move { client.cancel_operation(NAME).await }
+    });
+    until("the first call is there", || server.seen.calls() == 1).await;
+    for _ in 0..100 {
+        let call = timeout(Duration::ZERO, client.cancel_operation(NAME));
+        call.await.expect_err("it waits behind the first");
+    }
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("the next in order");
+    first.await.expect("no panic").expect("an answer");
+    assert_eq!(server.seen.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_resets_its_stream_and_frees_it() {
+    let server = Server::start(Habits {
+        streams: Some(1),
+        latency: Duration::from_secs(60),
+        ..Habits::default()
+    });
+    let builder = OperationsClient::builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let client = builder.connect().await.expect("a server");
+    for call in 1..=50 {
+        tokio::select! {
+            _ = client.cancel_operation(NAME) => panic!("no answer comes"),
+            () = until("the call is there", || server.seen.calls() == call) => {}
+        }
+        until("the reset is there", || server.seen.resets() == call).await;
+    }
+    assert_eq!(server.seen.connections(), 1);
+}
+
+#[tokio::test]
+async fn idle_surplus_goes_and_the_last_connection_stays() {
+    let server = Server::start(Habits {
+        streams: Some(1),
+        latency: Duration::from_millis(50),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    burst(&client, 5).await.expect("answers");
+    assert!(server.seen.open() > 1, "{}", server.seen.open());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    until("one is left", || server.seen.open() == 1).await;
+    client.cancel_operation(NAME).await.expect("it works");
+    assert_eq!(server.seen.open(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_answers_at_once_do_not_end_the_connection() {
+    let server = Server::start(Habits {
+        streams: None,
+        latency: Duration::from_millis(200),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    burst(&client, 5_000).await.expect("answers");
+    assert_eq!(server.seen.calls(), 5_000);
+}
+
+#[tokio::test]
+async fn large_answers_arrive_whole() {
+    let server = Server::start(Habits {
+        bytes: 1 << 20,
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..50 {
+        let client = client.clone();
+        tasks.spawn(async move { client.get_operation(NAME).await });
+    }
+    for operation in tasks.join_all().await {
+        assert_eq!(operation.expect("an answer").name.len(), 1 << 20);
+    }
+}
+
+#[tokio::test]
+async fn calls_in_flight_outlive_a_goaway_and_the_next_go_elsewhere() {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(100),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    let calls = tokio::spawn({
+        let client = client.clone();
+        async move { burst(&client, 50).await }
+    });
+    until("they are in flight", || server.seen.calls() == 50).await;
+    server.drain();
+    while server.seen.connections() == 1 {
+        // Until it has heard of it, the client takes the first, where the call is welcome yet.
+        client.cancel_operation(NAME).await.expect("an answer");
+    }
+    calls
+        .await
+        .expect("no panic")
+        .expect("answers all the same");
+    assert_eq!(server.seen.connections(), 2);
+    until("the first is gone", || server.seen.open() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_although_connections_end_every_50_ms() {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(2),
+        age: Some(Duration::from_millis(50)),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    let left = Arc::new(std::sync::atomic::AtomicUsize::new(10_000));
+    let mut tasks = JoinSet::new();
+    for _ in 0..64 {
+        let (client, left) = (client.clone(), left.clone());
+        let one_less = move || {
+            use std::sync::atomic::Ordering::SeqCst;
+            left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1))
+                .is_ok()
+        };
+        tasks.spawn(async move {
+            while one_less() {
+                client.cancel_operation(NAME).await.expect("an answer");
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert!(
+        server.seen.connections() > 5,
+        "{}",
+        server.seen.connections()
+    );
+}
+
+#[tokio::test]
+async fn callers_on_a_dead_port_share_one_attempt_and_fail_at_once() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = port.local_addr().expect("bound");
+    drop(port);
+    let client = OperationsClient::builder(format!("http://{addr}")).connect_lazy();
+    let client = client.expect("a client");
+    let begin = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..1_000 {
+        let client = client.clone();
+        tasks.spawn(async move { client.cancel_operation(NAME).await });
+    }
+    for result in tasks.join_all().await {
+        let status = result.expect_err("nobody listens");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.origin(), Some(Origin::Transport));
+        let message = status.message();
+        assert!(
+            message.starts_with(&format!("cannot connect to {addr}: ")),
+            "{message}"
+        );
+        assert!(message.contains("refused"), "{message}");
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_found_again() {
+    let server = Server::start(Habits::default());
+    let addr = server.addr;
+    let client = connect(&server).await;
+    client.cancel_operation(NAME).await.expect("an answer");
+    drop(server);
+    let status = client.cancel_operation(NAME).await.expect_err("it is gone");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let server = Server::start_at(addr, Habits::default());
+    let begin = Instant::now();
+    while let Err(status) = client.cancel_operation(NAME).await {
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(begin.elapsed() < Duration::from_secs(7), "{status}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(server.seen.connections(), 1);
+}
+
+#[tokio::test]
+async fn no_task_is_left_when_the_last_client_is_dropped() {
+    let before = Handle::current().metrics().num_alive_tasks();
+    let server = Server::start(Habits {
+        streams: Some(1),
+        latency: Duration::from_millis(20),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    let clone = client.clone();
+    burst(&clone, 10).await.expect("answers");
+    drop(client);
+    drop(clone);
+    until("no task", || {
+        Handle::current().metrics().num_alive_tasks() == before
+    })
+    .await;
+    until("no connection", || server.seen.open() == 0).await;
+
+    let client = OperationsClient::builder("http://127.0.0.1:1").connect_lazy();
+    let client = client.expect("a client");
+    client.cancel_operation(NAME).await.expect_err("no server");
+    drop(client);
+    until("no task", || {
+        Handle::current().metrics().num_alive_tasks() == before
+    })
+    .await;
+}
+
+#[test]
+fn without_a_runtime_a_call_fails_and_does_not_panic() {
+    let client = OperationsClient::builder("http://127.0.0.1:1").connect_lazy();
+    let client = client.expect("a client");
+    let status = futures_executor::block_on(client.cancel_operation(NAME));
+    let status = status.expect_err("no runtime");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("tokio runtime"), "{status}");
+    let connecting = OperationsClient::builder("http://127.0.0.1:1").connect();
+    let status = futures_executor::block_on(connecting).expect_err("no runtime");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+}
+
+#[test]
+fn a_runtime_that_ends_fails_its_calls_and_another_goes_on() {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(100),
+        ..Habits::default()
+    });
+    let first = Runtime::new().expect("a runtime");
+    let second = Runtime::new().expect("a runtime");
+    let client: OperationsClient<Transport> = first.block_on(connect(&server));
+    let call = second.spawn({
+        let client = client.clone();
+        async move { client.cancel_operation(NAME).await }
+    });
+    second.block_on(until("it is in flight", || server.seen.calls() == 1));
+    first.shutdown_background();
+    let status = second
+        .block_on(call)
+        .expect("no panic")
+        .expect_err("nothing drives it");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(
+        status
+            .message()
+            .contains("runtime that drove the connection has ended"),
+        "{status}"
+    );
+    second
+        .block_on(client.cancel_operation(NAME))
+        .expect("another connection");
+}
+
+#[tokio::test]
+async fn the_server_sees_the_authority_and_the_user_agent() {
+    let server = Server::start(Habits::default());
+    let builder = OperationsClient::builder(server.url()).user_agent("tests/1");
+    let client = builder.connect().await.expect("a server");
+    client.cancel_operation(NAME).await.expect("an answer");
+    let last = server.seen.last.lock().expect("no panic").clone();
+    let (agent, authority) = last.expect("a call");
+    assert_eq!(
+        agent,
+        concat!("tests/1 longrunning/", env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!(authority, server.addr.to_string());
+}

@@ -1,0 +1,268 @@
+//! The client shows its credentials, waits for them, and has them renewed.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use longrunning::{
+    CallCredentials, Credentials, OperationsClient, Origin, StatusExt as _, Token,
+    emulator::{Call, Emulator},
+};
+use tonic::{Code, Status};
+
+const NAME: &str = "operations/1";
+
+async fn emulator() -> Emulator {
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator.start_operation(NAME).expect("a new name");
+    emulator
+}
+
+fn header<'a>(call: &'a Call, name: &str) -> &'a str {
+    let value = call
+        .metadata()
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name}: {call:?}"));
+    value.to_str().expect("ASCII")
+}
+
+/// A source that counts its fetches. Its tokens are `t1`, `t2` and so on.
+#[derive(Clone, Default)]
+struct Counting {
+    fetches: Arc<AtomicUsize>,
+    takes: Duration,
+}
+
+#[tonic::async_trait]
+impl CallCredentials for Counting {
+    async fn token(&self) -> Result<Token, Status> {
+        let fetch = self.fetches.fetch_add(1, Ordering::Relaxed) + 1;
+        tokio::time::sleep(self.takes).await;
+        Token::bearer(&format!("t{fetch}"))
+    }
+}
+
+/// A source that fails.
+struct Failing(Status);
+
+#[tonic::async_trait]
+impl CallCredentials for Failing {
+    async fn token(&self) -> Result<Token, Status> {
+        Err(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn every_call_shows_the_token_and_the_quota_project() {
+    let emulator = emulator().await;
+    let credentials = Credentials::bearer_token("secret").with_quota_project("payer");
+    let client = OperationsClient::builder(emulator.endpoint()).credentials(credentials);
+    let client = client.connect().await.expect("it is there");
+    client.cancel_operation(NAME).await.expect("accepted");
+    client.get_operation(NAME).await.expect("known");
+    client.wait_operation(NAME).await.expect("done");
+    client.list_operations("operations").await.expect("a page");
+    client.delete_operation(NAME).await.expect("known");
+    let calls = emulator.calls();
+    assert_eq!(calls.len(), 5);
+    for call in &calls {
+        assert_eq!(header(call, "authorization"), "Bearer secret");
+        assert_eq!(header(call, "x-goog-user-project"), "payer");
+        let values = call.metadata().get_all("authorization").iter().count();
+        assert_eq!(values, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_api_key_is_a_header_too() {
+    let emulator = emulator().await;
+    let client = OperationsClient::builder(emulator.endpoint())
+        .credentials(Credentials::api_key("key"))
+        .connect_lazy()
+        .expect("a URL");
+    client.get_operation(NAME).await.expect("known");
+    assert_eq!(header(&emulator.calls()[0], "x-goog-api-key"), "key");
+}
+
+#[tokio::test]
+async fn the_same_interceptor_serves_a_stack_of_ones_own() {
+    let emulator = emulator().await;
+    let source = Counting::default();
+    let interceptor = Credentials::custom(source.clone())
+        .interceptor()
+        .await
+        .expect("a token");
+    let own = OperationsClient::new(emulator.service()).with_credentials(interceptor.clone());
+    own.get_operation(NAME).await.expect("known");
+    let raw = longrunning::proto::operations_client::OperationsClient::with_interceptor(
+        emulator.service(),
+        interceptor,
+    );
+    raw.clone().get_operation(NAME).await.expect("known");
+    for call in emulator.calls() {
+        assert_eq!(header(&call, "authorization"), "Bearer t1");
+    }
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_calls_at_a_cold_start_make_one_token_request() {
+    let emulator = emulator().await;
+    let source = Counting {
+        takes: Duration::from_millis(300),
+        ..Counting::default()
+    };
+    let client = OperationsClient::builder(emulator.endpoint())
+        .credentials(Credentials::custom(source.clone()))
+        .timeout(Duration::from_secs(60))
+        .connect_lazy()
+        .expect("a URL");
+    let calls: Vec<_> = (0..10_000)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get_operation(NAME).await })
+        })
+        .collect();
+    for call in calls {
+        call.await.expect("no panic").expect("known");
+    }
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 1);
+    assert_eq!(emulator.calls().len(), 10_000);
+    assert!(
+        emulator
+            .calls()
+            .iter()
+            .all(|call| header(call, "authorization") == "Bearer t1")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_token_tells_why_when_its_time_is_up() {
+    let emulator = emulator().await;
+    let failing = Credentials::custom(Failing(Status::unavailable("the vault is shut")));
+    let interceptor = failing.interceptor_lazy().expect("a runtime");
+    let client = OperationsClient::new(emulator.service())
+        .with_credentials(interceptor)
+        .with_timeout(Duration::from_secs(3));
+    let status = client.get_operation(NAME).await.expect_err("no token");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unavailable, Some(Origin::Client))
+    );
+    assert!(status.message().contains("the vault is shut"), "{status}");
+
+    struct Silent;
+    #[tonic::async_trait]
+    impl CallCredentials for Silent {
+        async fn token(&self) -> Result<Token, Status> {
+            pending().await
+        }
+    }
+    let silent = Credentials::custom(Silent)
+        .interceptor_lazy()
+        .expect("a runtime");
+    let client = OperationsClient::new(emulator.service())
+        .with_credentials(silent)
+        .with_timeout(Duration::from_secs(3));
+    let status = client.get_operation(NAME).await.expect_err("no token");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unavailable, Some(Origin::Client))
+    );
+    assert_eq!(
+        status.message(),
+        "credentials: the first token did not come before the call's deadline"
+    );
+    assert_eq!(emulator.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn what_a_person_has_to_mend_fails_the_call_at_once() {
+    let emulator = emulator().await;
+    let failing = Credentials::custom(Failing(Status::unauthenticated("the key is revoked")));
+    let interceptor = failing.interceptor_lazy().expect("a runtime");
+    // No deadline: it would hang if it waited.
+    let client = OperationsClient::new(emulator.service()).with_credentials(interceptor);
+    let status = client.get_operation(NAME).await.expect_err("no token");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unauthenticated, Some(Origin::Client))
+    );
+    assert!(status.message().contains("the key is revoked"), "{status}");
+    assert_eq!(emulator.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_token_is_fetched_anew_and_the_caller_gets_the_servers_word() {
+    let emulator = emulator().await;
+    emulator.require(|call| match header(call, "authorization") {
+        "Bearer t1" => Err(Status::unauthenticated("t1 is stale")),
+        _ => Ok(()),
+    });
+    let source = Counting::default();
+    let client = OperationsClient::builder(emulator.endpoint())
+        .credentials(Credentials::custom(source.clone()))
+        .connect()
+        .await
+        .expect("it is there");
+    let status = client.get_operation(NAME).await.expect_err("refused");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unauthenticated, Some(Origin::Server))
+    );
+    assert_eq!(status.message(), "t1 is stale");
+    // The second fetch comes 10 s after the first, and no sooner.
+    let renewed = async {
+        while client.get_operation(NAME).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), renewed)
+        .await
+        .expect("a new token");
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn connecting_fails_with_what_is_wrong_with_the_file() {
+    let emulator = emulator().await;
+    let builder = OperationsClient::builder(emulator.endpoint());
+    let builder = builder.credentials(Credentials::file("/no/such/key.json"));
+    let status = builder.connect().await.expect_err("no file");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unauthenticated, Some(Origin::Client))
+    );
+    assert!(status.message().contains("/no/such/key.json"), "{status}");
+    assert_eq!(emulator.accepted_connections(), 0);
+}
+
+#[tokio::test]
+async fn credentials_do_not_go_over_plaintext_unless_asked_for_by_name() {
+    let builder = || {
+        let builder = OperationsClient::builder("http://longrunning.invalid");
+        builder.credentials(Credentials::bearer_token("secret"))
+    };
+    let status = builder().connect_lazy().expect_err("plaintext");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::FailedPrecondition, Some(Origin::Client))
+    );
+    assert_eq!(
+        status.message(),
+        "endpoint \"http://longrunning.invalid\": credentials over plaintext could be read on the way: use https, or allow it with credentials_in_plaintext()"
+    );
+    let status = builder().connect().await.expect_err("plaintext");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    builder()
+        .credentials_in_plaintext()
+        .connect_lazy()
+        .expect("asked for by name");
+    let nothing = OperationsClient::builder("http://longrunning.invalid");
+    nothing.connect_lazy().expect("there is nothing to read");
+}

@@ -1,0 +1,1 @@
+//! HTTP/2 frame by frame, for servers that no sound library would be.
