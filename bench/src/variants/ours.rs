@@ -1,68 +1,39 @@
 //! This crate: its default stack with all its defaults, and over one Channel.
 
-use longrunning::{OperationsClient, Stack, Transport, proto::CancelOperationRequest};
-use tonic::{
-    Request, Status,
-    metadata::{AsciiMetadataValue, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::Channel,
-};
+use longrunning::{AuthInterceptor, Credentials, OperationsClient, Stack, Transport};
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
-use super::{BEARER, Variant, channel, url};
+use super::{TOKEN, Variant, channel, url};
 use crate::{Result, spawn::Server};
 
 #[derive(Clone)]
-pub(crate) struct Ours<S> {
-    client: OperationsClient<S>,
-    bearer: Option<AsciiMetadataValue>,
-}
+pub(crate) struct Ours<S>(OperationsClient<S>);
 
 impl Ours<Transport> {
     pub(crate) async fn connect(server: &Server) -> Result<Self> {
-        let mut builder = OperationsClient::builder(url(server));
+        let mut builder = OperationsClient::builder(url(server)).credentials(credentials());
         if !server.certificate.is_empty() {
             builder = builder.ca_certificate(server.certificate.as_str());
         }
-        let mut bearer = MetadataValue::try_from(BEARER.as_bytes())?;
-        bearer.set_sensitive(true);
-        Ok(Self {
-            client: builder.connect().await?,
-            bearer: Some(bearer),
-        })
+        Ok(Self(builder.connect().await?))
     }
 }
 
-impl Ours<InterceptedService<Channel, Bearer>> {
+impl Ours<InterceptedService<Channel, AuthInterceptor>> {
     pub(crate) async fn on_channel(server: &Server) -> Result<Self> {
-        let bearer = Bearer(MetadataValue::try_from(BEARER.as_bytes())?);
-        let stack = InterceptedService::new(channel(server).await?, bearer);
-        Ok(Self {
-            client: OperationsClient::new(stack),
-            bearer: None,
-        })
+        let auth = credentials().interceptor().await?;
+        let stack = InterceptedService::new(channel(server).await?, auth);
+        Ok(Self(OperationsClient::new(stack)))
     }
+}
+
+fn credentials() -> Credentials {
+    Credentials::bearer_token(TOKEN.as_str())
 }
 
 impl<S: Stack + Sync> Variant for Ours<S> {
     async fn cancel(&mut self, name: &'static str) -> Result {
-        let mut request = Request::new(CancelOperationRequest { name: name.into() });
-        if let Some(bearer) = &self.bearer {
-            let bearer = bearer.clone();
-            request.metadata_mut().insert("authorization", bearer);
-        }
-        self.client.cancel_operation(request).await?;
+        self.0.cancel_operation(name).await?;
         Ok(())
-    }
-}
-
-#[derive(Clone)]
-pub(crate) struct Bearer(AsciiMetadataValue);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let mut bearer = self.0.clone();
-        bearer.set_sensitive(true);
-        request.metadata_mut().insert("authorization", bearer);
-        Ok(request)
     }
 }
