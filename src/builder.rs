@@ -17,6 +17,7 @@ use self::tls::TlsSettings;
 use crate::{
     auth::{AuthInterceptor, Credentials},
     client::OperationsClient,
+    retry::RetryPolicy,
     status::local,
     transport::{Connector, Dial, Limits, Transport},
 };
@@ -38,6 +39,7 @@ pub struct Builder {
     keepalive: (Duration, Duration),
     max_connections: NonZeroUsize,
     timeout: Option<Duration>,
+    retry: RetryPolicy,
     user_agent: Option<String>,
 }
 
@@ -62,6 +64,7 @@ impl OperationsClient<Transport> {
             keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
             max_connections: const { NonZeroUsize::new(20).unwrap() },
             timeout: None,
+            retry: RetryPolicy::default(),
             user_agent: None,
         }
     }
@@ -90,6 +93,13 @@ impl Builder {
     /// that and 10 seconds instead. Default is 10 seconds, and no limit for a Wait without one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is the published policy, which
+    /// [`RetryPolicy`] tells.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
         self
     }
 
@@ -188,14 +198,15 @@ impl Builder {
     /// - `UNAVAILABLE`: the server cannot be reached, or no token came within 10 s.
     /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or they are refused.
     pub async fn connect(mut self) -> Result<OperationsClient<Transport>, Status> {
-        let (timeout, credentials) = (self.timeout, self.take_credentials()?);
+        let credentials = self.take_credentials()?;
+        let (timeout, retry) = (self.timeout, self.retry.clone());
         let transport = self.transport()?;
         let auth = match credentials {
             Some(credentials) => Some(credentials.interceptor().await?),
             None => None,
         };
         transport.connect().await?;
-        Ok(client(transport, timeout, auth))
+        Ok(client(transport, timeout, retry, auth))
     }
 
     /// Makes a client that connects with its first call, and fetches its first token meanwhile.
@@ -204,10 +215,11 @@ impl Builder {
     ///
     /// Those of [`connect`](Self::connect) that can be told without asking anyone.
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
-        let (timeout, credentials) = (self.timeout, self.take_credentials()?);
+        let credentials = self.take_credentials()?;
+        let (timeout, retry) = (self.timeout, self.retry.clone());
         let transport = self.transport()?;
         let auth = credentials.map(Credentials::interceptor_lazy).transpose()?;
-        Ok(client(transport, timeout, auth))
+        Ok(client(transport, timeout, retry, auth))
     }
 
     fn take_credentials(&mut self) -> Result<Option<Credentials>, Status> {
@@ -227,7 +239,8 @@ impl Builder {
         Ok(Some(credentials))
     }
 
-    pub(crate) fn transport(self) -> Result<Transport, Status> {
+    fn transport(self) -> Result<Transport, Status> {
+        positive("timeout", self.timeout.unwrap_or(TIMEOUT))?;
         positive("connect timeout", self.connect_timeout)?;
         positive("keepalive interval", self.keepalive.0)?;
         positive("keepalive timeout", self.keepalive.1)?;
@@ -270,9 +283,12 @@ impl Builder {
 fn client(
     transport: Transport,
     timeout: Option<Duration>,
+    retry: RetryPolicy,
     auth: Option<AuthInterceptor>,
 ) -> OperationsClient<Transport> {
-    let client = OperationsClient::new(transport).with_default_timeout(TIMEOUT);
+    let client = OperationsClient::new(transport)
+        .with_default_timeout(TIMEOUT)
+        .with_retry(retry);
     let client = match timeout {
         Some(timeout) => client.with_timeout(timeout),
         None => client,

@@ -26,8 +26,15 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// the cancel call, and for each Get.
     ///
     /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
     /// # #[cfg(feature = "emulator")]
-    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{OperationsClient, emulator::Emulator};
+    /// # let emulator = Emulator::start().await?;
+    /// # emulator.start_operation("operations/1")?;
+    /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     /// use std::time::Duration;
     /// use longrunning::{CancelOutcome, PollPolicy};
     ///

@@ -4,15 +4,9 @@ mod answer;
 mod deadline;
 mod header;
 mod rpc;
+mod waits;
 
-use std::{
-    error::Error as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -21,7 +15,7 @@ use tower::BoxError;
 
 #[cfg(feature = "emulator")]
 pub(crate) use self::deadline::timeout_in;
-use self::{answer::Answering, rpc::Rpc};
+use self::{answer::Answering, rpc::Rpc, waits::Waits};
 use crate::{
     auth::AuthInterceptor,
     operation::Operation,
@@ -29,6 +23,7 @@ use crate::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
     },
+    retry::{Retry, RetryPolicy},
     status::{Origin, StatusExt as _, caused, local, mark},
     transport::{Deadline, Transport},
 };
@@ -55,13 +50,14 @@ use crate::{
 pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
-    learnt: Arc<Learnt>,
+    waits: Arc<Waits>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Settings {
     auth: Option<AuthInterceptor>,
     timeout: Timeout,
+    retry: Option<Retry>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
 }
@@ -79,12 +75,6 @@ impl Timeout {
     fn any(self) -> Option<Duration> {
         self.set.or(self.default)
     }
-}
-
-/// What a client and its clones have learnt of their server.
-#[derive(Debug, Default)]
-struct Learnt {
-    cannot_wait: AtomicBool,
 }
 
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -128,7 +118,7 @@ impl<S> OperationsClient<S> {
         Self {
             stack,
             settings: Settings::default(),
-            learnt: Arc::default(),
+            waits: Arc::default(),
         }
     }
 
@@ -160,6 +150,15 @@ impl<S> OperationsClient<S> {
         self
     }
 
+    /// Sets which failed calls are made again. Default is none of them.
+    ///
+    /// A stack that makes them again by itself needs no policy here.
+    #[must_use]
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = Some(Retry::new(policy));
+        self
+    }
+
     /// Sets how many bytes an answer may have. Default is 4 MiB.
     ///
     /// A larger one is `RESOURCE_EXHAUSTED`.
@@ -178,15 +177,6 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Whether the server can be asked to wait, as far as is known.
-    pub(crate) fn waits(&self) -> bool {
-        !self.learnt.cannot_wait.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn remember_that_it_cannot_wait(&self) {
-        self.learnt.cannot_wait.store(true, Ordering::Relaxed);
-    }
-
     /// Sees to it that a call ends: within what it or the client has for a timeout, else within
     /// the 10 s that are published; and within what its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
@@ -195,7 +185,8 @@ impl<S> OperationsClient<S> {
             return; // the call will be refused for it
         };
         let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
-        request.set_timeout(left.map_or(own, |left| left.min(own)));
+        let timeout = left.map_or(own, |left| left.min(own));
+        deadline::set(request.metadata_mut(), timeout);
     }
 }
 
@@ -304,12 +295,12 @@ impl<S: Stack> OperationsClient<S> {
             token(auth, deadline).await?;
         }
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempt(request, None).await;
+            return self.attempts(request, None).await;
         };
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        match timeout_at(deadline, self.attempt(request, Some(deadline))).await {
+        match timeout_at(deadline, self.attempts(request, Some(deadline))).await {
             // A server that times itself may say CANCELLED of its own accord, and so may a
             // reset that crosses the deadline. The time is up all the same.
             Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
@@ -359,6 +350,20 @@ impl<S: Stack> OperationsClient<S> {
         Ok(())
     }
 
+    async fn attempts<R: Rpc>(
+        &self,
+        request: Request<R>,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => {
+                let attempt = |before| self.attempt(again(&request, before), deadline);
+                retry.run(deadline, attempt).await
+            }
+            None => self.attempt(request, deadline).await,
+        }
+    }
+
     async fn attempt<R: Rpc>(
         &self,
         mut request: Request<R>,
@@ -389,6 +394,17 @@ impl<S: Stack> OperationsClient<S> {
             }
         }
     }
+}
+
+/// The request once more, which says how many attempts were before, see
+/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
+fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
+    let mut metadata = request.metadata().clone();
+    if before > 0 {
+        metadata.insert("grpc-previous-rpc-attempts", before.into());
+    }
+    let extensions = request.extensions().clone();
+    Request::from_parts(metadata, extensions, request.get_ref().clone())
 }
 
 /// Waits for a token, as long as the call may take.

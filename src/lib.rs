@@ -48,6 +48,9 @@
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 
+// Not in `Cargo.toml`, for tests and examples may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 mod auth;
 mod backoff;
 mod builder;
@@ -59,6 +62,7 @@ mod list;
 mod operation;
 mod poll;
 pub mod proto;
+mod retry;
 mod status;
 mod transport;
 
@@ -70,6 +74,7 @@ pub use self::{
     list::Operations,
     operation::{Operation, Outcome},
     poll::{PollPolicy, Poller},
+    retry::RetryPolicy,
     status::{Origin, StatusExt},
     transport::{ResponseBody, Transport},
 };

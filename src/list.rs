@@ -15,6 +15,7 @@ use crate::{
     operation::Operation,
     proto::{ListOperationsRequest, ListOperationsResponse},
     status::local,
+    transport::Transport,
 };
 
 impl<S: Stack + Sync> OperationsClient<S> {
@@ -26,8 +27,14 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// every call, and its timeout counts for each.
     ///
     /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
     /// # #[cfg(feature = "emulator")]
-    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{OperationsClient, emulator::Emulator};
+    /// # let emulator = Emulator::start().await?;
+    /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     /// use tokio_stream::StreamExt as _;
     ///
     /// let mut operations = client.operations("projects/p/locations/l");
@@ -66,7 +73,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
 ///
 /// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
 /// goes on with it. Dropping the stream ends the call.
-pub struct Operations<S> {
+pub struct Operations<S = Transport> {
     client: OperationsClient<S>,
     metadata: MetadataMap,
     extensions: Extensions,

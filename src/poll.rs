@@ -1,7 +1,9 @@
 //! Watching one operation until it is done.
 
+mod failure;
 mod look;
 mod policy;
+mod states;
 
 use std::{
     fmt,
@@ -11,22 +13,25 @@ use std::{
     time::Duration,
 };
 
-use futures_core::Stream;
 use tokio::{runtime::Handle, time::Instant};
 use tonic::{Code, IntoRequest, Status};
 
 pub(crate) use self::look::Target;
-use self::look::{Look, Seen};
 pub use self::policy::PollPolicy;
+use self::{
+    failure::{cannot_wait, is_transient, time_is_up, was_cut_off},
+    look::{Look, Seen},
+};
 use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
     proto::GetOperationRequest,
-    status::{Origin, StatusExt as _, caused, local},
+    status::local,
+    transport::Transport,
 };
 
 /// Watches one operation: until it is done with [`until_done`](Self::until_done), or state by
-/// state as a [`Stream`].
+/// state as a [`Stream`](futures_core::Stream).
 ///
 /// It owns a clone of its client, so that it can be spawned. It holds nothing that the server or
 /// another process would miss: after a restart, a poller made of the operation's name goes on.
@@ -42,6 +47,9 @@ use crate::{
 /// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
 /// that cannot.
+///
+/// A Wait takes one of the streams of a connection, of which servers allow few. So a client and its
+/// clones have at most 50 of them under way, and further pollers look with Get meanwhile.
 ///
 /// # Failures
 ///
@@ -63,7 +71,33 @@ use crate::{
 /// A call in flight belongs to the poller, not to the future or stream item that waits for it.
 /// Dropped by a timeout or `select!`, these lose nothing: the poller goes on from where it was,
 /// with the same call. Dropping the poller ends the call. It never stops the operation.
-pub struct Poller<S> {
+///
+/// # Example
+///
+/// ```
+/// # #[cfg(not(feature = "emulator"))]
+/// # fn main() {}
+/// # #[cfg(feature = "emulator")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tonic::Status> {
+/// # use longrunning::{OperationsClient, emulator::Emulator};
+/// # let emulator = Emulator::start().await?;
+/// # emulator.start_operation("operations/1")?;
+/// # emulator.set_metadata("operations/1", &prost_types::Duration::default())?;
+/// # emulator.complete_without_result("operations/1")?;
+/// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
+/// use tokio_stream::StreamExt as _;
+///
+/// let mut states = client.poller("operations/1");
+/// while let Some(state) = states.next().await {
+///     // Whatever type the service's progress has.
+///     let spent: Option<prost_types::Duration> = state?.metadata_as()?;
+///     println!("spent: {spent:?}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Poller<S = Transport> {
     client: OperationsClient<S>,
     target: Target,
     policy: PollPolicy,
@@ -91,10 +125,18 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// each Get.
     ///
     /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
     /// # #[cfg(feature = "emulator")]
-    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{OperationsClient, emulator::Emulator};
+    /// # let emulator = Emulator::start().await?;
+    /// # emulator.start_operation("operations/1")?;
+    /// # emulator.complete_without_result("operations/1")?;
+    /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     /// let operation = client.poller("operations/1").until_done().await?;
-    /// # let _ = operation;
+    /// assert!(operation.done);
     /// # Ok(())
     /// # }
     /// ```
@@ -186,7 +228,8 @@ impl<S: Stack + Sync> Poller<S> {
             let seen = ready!(look.as_mut().poll(cx));
             self.look = None;
             let Some(seen) = seen else {
-                return Poll::Ready(Err(self.over()));
+                let limit = self.policy.limit().unwrap_or_default();
+                return Poll::Ready(Err(time_is_up(self.name(), limit, self.failure.clone())));
             };
             if let Some(state) = self.note(seen)? {
                 return Poll::Ready(Ok(state));
@@ -208,7 +251,7 @@ impl<S: Stack + Sync> Poller<S> {
             target: self.target.clone(),
             due: self.due,
             delay: self.policy.backoff().delay(self.looks, fastrand::f64()),
-            slice: slice.filter(|_| self.client.waits() && !self.wait_failed),
+            slice: slice.filter(|_| !self.wait_failed),
             watched,
             // An end so far off that no clock reaches it is no limit.
             limit: self
@@ -246,39 +289,6 @@ impl<S: Stack + Sync> Poller<S> {
             Err(status) => Err(status),
         }
     }
-
-    /// The error of a poll whose time is over.
-    fn over(&self) -> Status {
-        let name = self.name();
-        let limit = self.policy.limit().unwrap_or_default();
-        let message = format!("operation {name:?} was not done within {limit:?}");
-        match self.failure.clone() {
-            Some(failure) => {
-                let (code, text) = (failure.code_name(), failure.message());
-                let message = format!("{message}; the last look failed: {code}: {text}");
-                caused(Code::DeadlineExceeded, message, Origin::Client, failure)
-            }
-            None => local(Code::DeadlineExceeded, message),
-        }
-    }
-}
-
-/// The states of the operation as they are seen, changed or not. The last item is the one that is
-/// done, or the error that ends the poll, as of [`until_done`](Poller::until_done).
-///
-/// Progress is in the metadata of each state: [`Operation::metadata_as`]. To see it as it comes,
-/// a Wait here asks for no longer than the delay to the next look.
-impl<S: Stack + Sync> Stream for Poller<S> {
-    type Item = Result<Operation, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let state = ready!(self.poll_state(cx, true));
-        self.ended = state.as_ref().map_or(true, |state| state.done);
-        Poll::Ready(Some(state))
-    }
 }
 
 // Nothing in it is pinned in place: the look is in a box.
@@ -292,22 +302,4 @@ impl<S> fmt::Debug for Poller<S> {
             .field("latest", &self.latest)
             .finish_non_exhaustive()
     }
-}
-
-/// Whether it is the word of a server. One in this very process counts, whose statuses are the
-/// client's own; a 404, of a proxy or a wrong endpoint, does not.
-fn cannot_wait(status: &Status) -> bool {
-    status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
-}
-
-fn is_transient(status: &Status) -> bool {
-    match status.code() {
-        Code::DeadlineExceeded | Code::Unavailable => true,
-        Code::ResourceExhausted => status.origin() != Some(Origin::Client),
-        _ => false,
-    }
-}
-
-fn was_cut_off(status: &Status) -> bool {
-    status.code() != Code::Unimplemented && status.origin() == Some(Origin::Transport)
 }

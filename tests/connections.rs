@@ -4,7 +4,9 @@ mod support;
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use longrunning::{OperationsClient, Origin, StatusExt as _, Transport};
+use longrunning::{
+    Builder, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _, Transport,
+};
 use tokio::{
     runtime::{Handle, Runtime},
     task::JoinSet,
@@ -19,8 +21,13 @@ use self::support::{
 
 const NAME: &str = "operations/1";
 
+/// What a call ends with, and not what a second attempt makes of it.
+fn builder(url: impl Into<Endpoint>) -> Builder {
+    OperationsClient::builder(url).retry(RetryPolicy::none())
+}
+
 async fn connect(server: &Server) -> OperationsClient {
-    let builder = OperationsClient::builder(server.url());
+    let builder = builder(server.url());
     builder.connect().await.expect("a server")
 }
 
@@ -46,7 +53,7 @@ async fn every_call_is_answered_under_any_limit() {
             latency: Duration::from_millis(1),
             ..Habits::default()
         });
-        let client = OperationsClient::builder(server.url()).connect_lazy();
+        let client = builder(server.url()).connect_lazy();
         let client = client.expect("a client");
         burst(&client, 1_000).await.expect("answers");
         let most = streams.map_or(1_000, |most| most as usize);
@@ -85,7 +92,7 @@ async fn calls_beyond_every_limit_wait_in_order() {
         ..Habits::default()
     });
     let one = NonZeroUsize::MIN;
-    let builder = OperationsClient::builder(server.url()).max_connections(one);
+    let builder = builder(server.url()).max_connections(one);
     let client = builder.connect().await.expect("a server");
     let ended = Arc::<std::sync::Mutex<Vec<usize>>>::default();
     let mut tasks = JoinSet::new();
@@ -110,7 +117,7 @@ async fn a_caller_that_gives_up_frees_its_place() {
         latency: Duration::from_millis(200),
         ..Habits::default()
     });
-    let builder = OperationsClient::builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url()).max_connections(NonZeroUsize::MIN);
     let client = builder.connect().await.expect("a server");
     let first = tokio::spawn({
         let client = client.clone();
@@ -136,7 +143,7 @@ async fn a_call_that_is_dropped_resets_its_stream_and_frees_it() {
         latency: Duration::from_secs(60),
         ..Habits::default()
     });
-    let builder = OperationsClient::builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url()).max_connections(NonZeroUsize::MIN);
     let client = builder.connect().await.expect("a server");
     for call in 1..=50 {
         tokio::select! {
@@ -257,7 +264,7 @@ async fn callers_on_a_dead_port_share_one_attempt_and_fail_at_once() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = port.local_addr().expect("bound");
     drop(port);
-    let client = OperationsClient::builder(format!("http://{addr}")).connect_lazy();
+    let client = builder(format!("http://{addr}")).connect_lazy();
     let client = client.expect("a client");
     let begin = Instant::now();
     let mut tasks = JoinSet::new();
@@ -321,7 +328,7 @@ async fn no_task_is_left_when_the_last_client_is_dropped() {
     .await;
     until("no connection", || server.seen.open() == 0).await;
 
-    let client = OperationsClient::builder("http://127.0.0.1:1").connect_lazy();
+    let client = builder("http://127.0.0.1:1").connect_lazy();
     let client = client.expect("a client");
     client.cancel_operation(NAME).await.expect_err("no server");
     drop(client);
@@ -333,13 +340,13 @@ async fn no_task_is_left_when_the_last_client_is_dropped() {
 
 #[test]
 fn without_a_runtime_a_call_fails_and_does_not_panic() {
-    let client = OperationsClient::builder("http://127.0.0.1:1").connect_lazy();
+    let client = builder("http://127.0.0.1:1").connect_lazy();
     let client = client.expect("a client");
     let status = futures_executor::block_on(client.cancel_operation(NAME));
     let status = status.expect_err("no runtime");
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("tokio runtime"), "{status}");
-    let connecting = OperationsClient::builder("http://127.0.0.1:1").connect();
+    let connecting = builder("http://127.0.0.1:1").connect();
     let status = futures_executor::block_on(connecting).expect_err("no runtime");
     assert_eq!(status.code(), Code::FailedPrecondition);
 }
@@ -378,7 +385,7 @@ fn a_runtime_that_ends_fails_its_calls_and_another_goes_on() {
 #[tokio::test]
 async fn the_server_sees_the_authority_and_the_user_agent() {
     let server = Server::start(Habits::default());
-    let builder = OperationsClient::builder(server.url()).user_agent("tests/1");
+    let builder = builder(server.url()).user_agent("tests/1");
     let client = builder.connect().await.expect("a server");
     client.cancel_operation(NAME).await.expect("an answer");
     let last = server.seen.last.lock().expect("no panic").clone();

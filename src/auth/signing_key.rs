@@ -78,3 +78,36 @@ fn check_certificate_store() -> Result<(), Status> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const KEY: &str = include_str!("../../tests/support/keys/service_account.pem");
+
+    fn check_key(private_key: &str) -> Result<(), Status> {
+        let text = json!({"type": "service_account", "private_key": private_key}).to_string();
+        check_private_key(&KeyFile::parse("credentials JSON", &text)?)
+    }
+
+    #[test]
+    fn a_good_key_is_taken() {
+        assert!(check_key(KEY).is_ok());
+    }
+
+    /// Some still sign, with a signature that nobody takes: the token endpoint tells that.
+    #[test]
+    fn no_broken_key_is_a_panic() {
+        let mut refused = 0;
+        for place in (0..KEY.len()).step_by(3) {
+            let mut key = KEY.as_bytes().to_vec();
+            key[place] = if key[place] == b'A' { b'z' } else { b'A' };
+            let key = String::from_utf8_lossy(&key);
+            refused += usize::from(check_key(&key).is_err());
+            refused += usize::from(check_key(&KEY[..place]).is_err());
+        }
+        assert!(refused > KEY.len() / 3, "{refused}");
+    }
+}

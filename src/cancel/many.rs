@@ -33,12 +33,18 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// iterator is made a stream by `tokio_stream::iter` or `futures::stream::iter`.
     ///
     /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
     /// # #[cfg(feature = "emulator")]
-    /// # async fn example<S: longrunning::Stack + Sync>(client: longrunning::OperationsClient<S>) {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{OperationsClient, emulator::Emulator};
+    /// # let emulator = Emulator::start().await?;
+    /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     /// use std::num::NonZeroUsize;
     /// use tokio_stream::StreamExt as _;
     ///
-    /// let names = tokio_stream::iter((0..100_000).map(|n| format!("operations/{n}")));
+    /// let names = tokio_stream::iter((0..1_000).map(|n| format!("operations/{n}")));
     /// let at_once = NonZeroUsize::new(100).expect("100 is not 0");
     /// let mut results = client.cancel_operations(names, at_once);
     /// while let Some((name, result)) = results.next().await {
@@ -46,6 +52,8 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ///         eprintln!("{name}: {status}");
     ///     }
     /// }
+    /// # assert_eq!(emulator.calls().len(), 1_000);
+    /// # Ok(())
     /// # }
     /// ```
     ///

@@ -79,8 +79,12 @@ fn parse(value: &str) -> Option<Duration> {
 
 /// Tells the server how much time is left.
 pub(crate) fn tell(metadata: &mut MetadataMap, deadline: Instant) {
-    let left = grpc_timeout(deadline.saturating_duration_since(Instant::now()));
-    if let Ok(value) = MetadataValue::try_from(left) {
+    set(metadata, deadline.saturating_duration_since(Instant::now()));
+}
+
+/// Puts a timeout into the metadata. tonic's own setter panics on one of 11,416 years.
+pub(crate) fn set(metadata: &mut MetadataMap, timeout: Duration) {
+    if let Ok(value) = MetadataValue::try_from(grpc_timeout(timeout)) {
         metadata.insert(GRPC_TIMEOUT, value);
     }
 }

@@ -13,7 +13,7 @@ use crate::proto::{
 };
 
 /// A request message, and the RPC that it belongs to.
-pub(crate) trait Rpc: Message + Sized + 'static {
+pub(crate) trait Rpc: Clone + Message + Sized + 'static {
     type Answer;
 
     const METHOD: &'static str;
@@ -22,6 +22,9 @@ pub(crate) trait Rpc: Message + Sized + 'static {
     const HAS_HTTP_RULE: bool = true;
 
     const NAME_MAY_BE_EMPTY: bool = false;
+
+    /// Whether the published policy knows it.
+    const MAY_BE_RETRIED: bool = true;
 
     fn name(&self) -> &str;
 
@@ -110,6 +113,7 @@ impl Rpc for WaitOperationRequest {
 
     const METHOD: &'static str = "WaitOperation";
     const HAS_HTTP_RULE: bool = false;
+    const MAY_BE_RETRIED: bool = false;
 
     fn name(&self) -> &str {
         &self.name

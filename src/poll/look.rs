@@ -115,12 +115,13 @@ impl<S: Stack + Sync> Look<S> {
             sleep(delay.saturating_sub(since.elapsed())).await;
         }
         let begun = Instant::now();
-        let slice = self.slice_from(begun);
-        let result = match slice {
-            Some(slice) => self.target.wait(&self.client, slice).await,
+        // Held until the answer is there.
+        let wait = self.slice_from(begun).zip(self.client.may_wait());
+        let result = match wait {
+            Some((slice, _)) => self.target.wait(&self.client, slice).await,
             None => self.target.get(&self.client, None).await,
         };
-        let by_wait = slice.is_some();
+        let by_wait = wait.is_some();
         // The time in which the server waited counts, so that only early answers make a pause.
         let since = if by_wait { begun } else { Instant::now() };
         let next = match result.as_ref().err().and_then(asked_for) {

@@ -98,8 +98,9 @@ impl Connector {
             // and a large one waits for the window to open again and again.
             .initial_window_size(2 << 20)
             .initial_connection_window_size(5 << 20)
-            // No answer has more; h2's default is 16 MiB.
-            .max_header_list_size(16 << 10)
+            // A status with its details travels in trailers. What is larger fails its call; with
+            // four times as much h2 closes the connection, and fails the calls beside it.
+            .max_header_list_size(1 << 20)
             // Calls whose deadline passes are reset, and their answers may still come. The default
             // is to remember 50 of them, for a second, and to close the connection over 1024
             // answers that come later.
@@ -108,20 +109,25 @@ impl Connector {
             .max_local_error_reset_streams(None)
             .handshake(io)
             .await?;
-        poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
+        let settings = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Err(BoxError::from(io::Error::from(
                 io::ErrorKind::UnexpectedEof,
             )))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             Poll::Pending if http2.max_concurrent_send_streams() == UNANNOUNCED => Poll::Pending,
             Poll::Pending => Poll::Ready(Ok(())),
-        })
-        .await?;
-        Ok(Opened {
-            sender,
-            http2,
-            traffic,
-        })
+        });
+        match settings.await {
+            Ok(()) => Ok(Opened {
+                sender,
+                http2,
+                traffic,
+            }),
+            Err(error) => Err(match traffic.foreign() {
+                Some(foreign) => foreign.into(),
+                None => error,
+            }),
+        }
     }
 }
 
@@ -141,13 +147,40 @@ impl fmt::Debug for Connector {
 impl Tls {
     async fn secure(&self, io: Box<dyn Io>) -> io::Result<Box<dyn Io>> {
         let connector = tokio_rustls::TlsConnector::from(self.config.clone());
-        let io = connector.connect(self.name.clone(), io).await?;
+        let io = connector.connect(self.name.clone(), io).await;
+        let io = io.map_err(|error| io::Error::other(Handshake(error)))?;
         if io.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(io::Error::other(
                 "the server does not speak HTTP/2 (it has not agreed to h2 by ALPN)",
             ));
         }
         Ok(Box::new(io))
+    }
+}
+
+/// TLS that did not come about.
+#[cfg(feature = "_tls")]
+#[derive(Debug)]
+struct Handshake(io::Error);
+
+#[cfg(feature = "_tls")]
+impl fmt::Display for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use tokio_rustls::rustls::Error;
+        let cause = self.0.get_ref().and_then(|cause| cause.downcast_ref());
+        f.write_str(match cause {
+            Some(Error::InvalidMessage(_)) => {
+                "no TLS (write http:// in the endpoint if the server has none)"
+            }
+            _ => "no TLS",
+        })
+    }
+}
+
+#[cfg(feature = "_tls")]
+impl std::error::Error for Handshake {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
     }
 }
 

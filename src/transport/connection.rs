@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Ping, PingPong, client::SendRequest};
+use h2::{Ping, PingPong, Reason, client::SendRequest};
 use http::uri::Authority;
 use tokio::{
     sync::{Notify, oneshot},
@@ -207,7 +207,7 @@ impl Driver {
     pub(crate) fn new(
         opened: Opened,
         authority: Authority,
-        limits: &Limits,
+        limits: Limits,
         pool: Weak<Pool>,
     ) -> (Member, Self) {
         let Opened {
@@ -233,7 +233,7 @@ impl Driver {
         let watch = watch(
             connection.clone(),
             http2.ping_pong(),
-            limits.clone(),
+            limits,
             pool.clone(),
             retired,
         );
@@ -250,6 +250,14 @@ impl Driver {
             _retired: member,
         };
         (member, driver)
+    }
+
+    /// Heeds a server that had too many pings.
+    fn complained(&self, error: &h2::Error) {
+        let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+        if let Some(pool) = self.pool.upgrade().filter(|_| calm && error.is_go_away()) {
+            pool.ping_less();
+        }
     }
 
     /// Tells the pool what the server has announced meanwhile.
@@ -285,7 +293,12 @@ impl Future for Driver {
             this.probe = None;
         }
         let end = match Pin::new(&mut this.http2).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(End::Closed),
+            Poll::Ready(closed) => {
+                if let Err(error) = closed {
+                    this.complained(&error);
+                }
+                Poll::Ready(End::Closed)
+            }
             Poll::Pending => this.watch.as_mut().poll(cx),
         };
         match end {

@@ -21,7 +21,10 @@ use super::{
     connect::{Connector, Opened},
     connection::{Connection, Driver, Member},
 };
-use crate::status::{Origin, local, mark};
+use crate::{
+    backoff::Backoff,
+    status::{Origin, local, mark},
+};
 
 /// How many connections there may be, and how long they are kept.
 #[derive(Clone, Debug)]
@@ -53,6 +56,8 @@ struct State {
     closing: Option<oneshot::Sender<Infallible>>,
     /// How many connections failed since a call was answered last.
     failures: u32,
+    /// How much longer than set the time before a ping is, for a server that wants fewer.
+    patience: u32,
     /// Where connections are opened: the runtime of who came last to have one opened.
     runtime: Option<Handle>,
 }
@@ -190,7 +195,9 @@ impl Pool {
     /// Takes in a connection, and lets it take calls.
     fn add(self: &Arc<Self>, opened: Opened) {
         let authority = self.connector.authority().clone();
-        let (member, driver) = Driver::new(opened, authority, &self.limits, Arc::downgrade(self));
+        let mut limits = self.limits.clone();
+        limits.keepalive = limits.keepalive.saturating_mul(1 << self.lock().patience);
+        let (member, driver) = Driver::new(opened, authority, limits, Arc::downgrade(self));
         {
             let mut state = self.lock();
             state.members.push(member);
@@ -205,6 +212,13 @@ impl Pool {
         let member = self.lock().remove(connection);
         drop(member);
         self.serve();
+    }
+
+    /// Pings later from now on, see
+    /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
+    pub(crate) fn ping_less(&self) {
+        let mut state = self.lock();
+        state.patience = (state.patience + 1).min(16);
     }
 
     /// Retires an idle connection if there is another.
@@ -224,7 +238,7 @@ impl Pool {
         if connection.uses() > 0 && !connection.has_answered() {
             state.failures += 1;
             // One may just have come at the end of its time.
-            let rest = backoff(state.failures - 1).saturating_sub(connection.opened().elapsed());
+            let rest = rest(state.failures - 1).saturating_sub(connection.opened().elapsed());
             if !rest.is_zero() && matches!(state.opener, Opener::Idle) {
                 self.start(state, Opener::Resting(connection.lost()), rest);
                 drop(member);
@@ -254,7 +268,7 @@ impl Pool {
     fn failed(&self, failure: Status) -> Duration {
         let mut state = self.lock();
         state.failures += 1;
-        let rest = backoff(state.failures);
+        let rest = rest(state.failures);
         state.opener = Opener::Resting(failure.clone());
         drop(state);
         self.fail_waiting(&failure);
@@ -440,16 +454,14 @@ impl Drop for Opening {
 }
 
 /// How long to rest after so many failures in a row.
-fn backoff(failures: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const MOST: Duration = Duration::from_secs(5);
-    match failures {
-        0 => Duration::ZERO,
-        n => {
-            let doubled = FIRST.saturating_mul(2_u32.saturating_pow(n - 1));
-            doubled.min(MOST).mul_f64(0.8 + 0.4 * fastrand::f64())
-        }
-    }
+fn rest(failures: u32) -> Duration {
+    const BACKOFF: Backoff = Backoff {
+        initial: Duration::from_millis(100),
+        multiplier: 2.0,
+        maximum: Duration::from_secs(5),
+    };
+    let earlier = failures.checked_sub(1);
+    earlier.map_or(Duration::ZERO, |n| BACKOFF.delay(n, fastrand::f64()))
 }
 
 fn runtime() -> Result<Handle, Status> {

@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -20,9 +20,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(crate) struct Traffic {
     reads: AtomicUsize,
     writes: AtomicUsize,
+    /// The first bytes that came, for they tell who is there when it is no HTTP/2 server.
+    greeting: OnceLock<Vec<u8>>,
 }
 
 impl Traffic {
+    /// What the server speaks, as its first bytes show, where that is not HTTP/2.
+    pub(crate) fn foreign(&self) -> Option<&'static str> {
+        const TLS_ALERT: &[u8] = &[21, 3];
+        let greeting = self.greeting.get()?;
+        if greeting.starts_with(b"HTTP/1") {
+            return Some("the server speaks HTTP/1, and gRPC needs HTTP/2");
+        }
+        let tls = greeting.starts_with(TLS_ALERT);
+        tls.then_some("the server speaks TLS: write https:// in the endpoint")
+    }
+
     pub(crate) fn reads(&self) -> usize {
         self.reads.load(Ordering::Acquire)
     }
@@ -65,8 +78,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.traffic.reads.fetch_add(1, Ordering::AcqRel);
+        let new = &buf.filled()[before..];
+        if !new.is_empty() && self.traffic.reads.fetch_add(1, Ordering::AcqRel) == 0 {
+            let greeting = new[..new.len().min(8)].to_vec();
+            let _ = self.traffic.greeting.set(greeting);
         }
         Poll::Ready(Ok(()))
     }

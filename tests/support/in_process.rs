@@ -27,6 +27,7 @@ pub(crate) enum Look {
 }
 
 /// What came in: how, when, and with which `grpc-timeout`.
+#[allow(dead_code)] // no test needs all of it
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) look: Look,

@@ -6,6 +6,7 @@ pub(crate) mod server;
 pub(crate) mod wire;
 
 use std::{
+    cell::RefCell,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -38,14 +39,13 @@ impl Stage {
                 .enable_all()
                 .build()
                 .expect("a runtime");
-            let guard = Note(noted);
+            NOTE.set(Some(Note(noted)));
             runtime.block_on(async {
                 tokio::select! {
                     () = future => {}
                     _ = stopped => {}
                 }
             });
-            std::mem::forget(guard);
         });
         Self {
             stop: Some(stop),
@@ -55,12 +55,32 @@ impl Stage {
     }
 }
 
+thread_local! {
+    static NOTE: RefCell<Option<Note>> = const { RefCell::new(None) };
+}
+
+/// Where it is noted that something panicked on this thread.
+#[derive(Clone)]
 struct Note(Arc<AtomicBool>);
 
 impl Drop for Note {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
+        if thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
     }
+}
+
+/// Spawns a task on a stage: its panic is the stage's.
+pub(crate) fn spawn<F>(task: F)
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let note = NOTE.with_borrow(Clone::clone);
+    tokio::spawn(async move {
+        let _note = note;
+        task.await
+    });
 }
 
 impl Drop for Stage {

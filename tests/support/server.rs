@@ -141,7 +141,7 @@ async fn accept(
         seen.connections.fetch_add(1, Ordering::SeqCst);
         seen.open.fetch_add(1, Ordering::SeqCst);
         let (habits, seen, drained) = (habits.clone(), seen.clone(), drained.clone());
-        tokio::spawn(async move {
+        super::spawn(async move {
             // A client that goes away without a word is no failure of the server.
             let _ = connection(io, habits, seen.clone(), drained).await;
             seen.open.fetch_sub(1, Ordering::SeqCst);
@@ -177,7 +177,7 @@ async fn connection(
                 let now = calls.fetch_add(1, Ordering::SeqCst) + 1;
                 seen.most.fetch_max(now, Ordering::SeqCst);
                 let (habits, seen, calls) = (habits.clone(), seen.clone(), calls.clone());
-                tokio::spawn(async move {
+                super::spawn(async move {
                     let end = answer(request, respond, &habits, &seen).await;
                     let counter = if end.is_ok() {
                         &seen.answers

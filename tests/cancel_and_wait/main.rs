@@ -1,7 +1,9 @@
 //! What became of an operation that was cancelled, for every way in which servers answer.
 
-#[path = "support/in_process.rs"]
+#[path = "../support/in_process.rs"]
 mod in_process;
+mod limits;
+mod refusals;
 
 use std::{future::ready, time::Duration};
 
@@ -139,61 +141,6 @@ async fn an_operation_that_was_done_before_is_what_it_was() {
 }
 
 #[tokio::test]
-async fn a_refusal_because_it_is_done_already_gives_how_it_ended() {
-    for refusal in [
-        Status::failed_precondition("already finished"),
-        Status::invalid_argument("has already been cancelled"),
-    ] {
-        let emulator = emulator().await;
-        emulator.on_cancel(CancelBehavior::Refuse(refusal));
-        emulator
-            .fail(NAME, Status::cancelled("by another"))
-            .expect("it runs");
-        let outcome = outcome(&emulator).await;
-        assert!(
-            matches!(outcome, CancelOutcome::Cancelled(_)),
-            "{outcome:?}"
-        );
-        assert_eq!(methods(&emulator), [Method::Cancel, Method::Get]);
-    }
-}
-
-#[tokio::test]
-async fn a_refusal_of_what_still_runs_is_the_servers_status() {
-    for code in [Code::FailedPrecondition, Code::InvalidArgument] {
-        let emulator = emulator().await;
-        emulator.on_cancel(CancelBehavior::Refuse(Status::new(code, "not cancellable")));
-        let status = error(&emulator, NAME).await;
-        assert_eq!((status.code(), status.message()), (code, "not cancellable"));
-        assert_eq!(status.origin(), Some(Origin::Server));
-        assert_eq!(
-            methods(&emulator),
-            [Method::Cancel, Method::Get],
-            "one look"
-        );
-
-        // Neither does a look that fails change it.
-        emulator.fail_next(Method::Get, 1, Status::permission_denied("not yours"));
-        let status = error(&emulator, NAME).await;
-        assert_eq!((status.code(), status.message()), (code, "not cancellable"));
-    }
-}
-
-#[tokio::test]
-async fn an_unknown_name_is_the_servers_status() {
-    let emulator = emulator().await;
-    let status = error(&emulator, "operations/none").await;
-    assert_eq!(status.code(), Code::NotFound);
-    assert_eq!(methods(&emulator), [Method::Cancel]);
-
-    let refusal = Status::invalid_argument("no such operation");
-    emulator.on_cancel(CancelBehavior::Refuse(refusal));
-    let status = error(&emulator, "operations/none").await;
-    assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(status.message(), "no such operation");
-}
-
-#[tokio::test]
 async fn an_unknown_name_whose_cancel_is_taken_all_the_same_is_gone() {
     let server = in_process::Server::of_looks(|_| {
         Box::pin(ready(Err(Status::not_found("no such operation"))))
@@ -210,16 +157,6 @@ async fn an_operation_that_its_cancel_deletes_is_gone() {
     let outcome = outcome(&emulator).await;
     assert!(matches!(outcome, CancelOutcome::Gone), "{outcome:?}");
     assert_eq!(outcome.operation(), None);
-}
-
-#[tokio::test]
-async fn a_server_without_cancel_says_so() {
-    let emulator = emulator().await;
-    emulator.unimplement(Method::Cancel);
-    let status = error(&emulator, NAME).await;
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert_eq!(status.origin(), Some(Origin::Server));
-    assert_eq!(methods(&emulator), [Method::Cancel]);
 }
 
 #[tokio::test]
@@ -276,44 +213,6 @@ async fn a_cancellation_told_within_the_response_shows_as_that_response() {
 }
 
 #[tokio::test]
-async fn when_time_is_up_the_last_state_seen_is_given() {
-    let emulator = emulator().await;
-    emulator.on_cancel(CancelBehavior::Ignore);
-    let progress = cancelled_in_its_own_words();
-    emulator.set_metadata(NAME, &progress).expect("it runs");
-    for wait in [Duration::ZERO, Duration::from_millis(50)] {
-        let policy = brisk().wait(wait).total_timeout(Duration::from_millis(500));
-        let outcome = client(&emulator).cancel_and_wait(NAME, policy).await;
-        let Ok(CancelOutcome::StillRunning(state)) = outcome else {
-            panic!("it still runs: {outcome:?}");
-        };
-        assert_eq!(
-            state.metadata_as().expect("it is one"),
-            Some(progress.clone())
-        );
-    }
-}
-
-#[tokio::test]
-async fn when_time_is_up_and_no_state_was_seen_nothing_is_known() {
-    let emulator = emulator().await;
-    for method in [Method::Wait, Method::Get] {
-        emulator.fail_next(method, usize::MAX, Status::unavailable("on strike"));
-    }
-    let policy = brisk().total_timeout(Duration::from_millis(100));
-    let outcome = client(&emulator).cancel_and_wait(NAME, policy).await;
-    let Ok(CancelOutcome::Unknown(status)) = outcome else {
-        panic!("nothing is known: {outcome:?}");
-    };
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    let message = format!(
-        "operation {NAME:?} was not done within 100ms; \
-         the last look failed: UNAVAILABLE: on strike"
-    );
-    assert_eq!(status.message(), message);
-}
-
-#[tokio::test]
 async fn a_look_that_fails_for_good_after_an_accepted_cancel_leaves_the_outcome_unknown() {
     let emulator = emulator().await;
     let refusal = Status::permission_denied("you may cancel, but not look");
@@ -335,43 +234,6 @@ async fn failures_of_looks_that_pass_are_ridden_on() {
         matches!(outcome, CancelOutcome::Cancelled(_)),
         "{outcome:?}"
     );
-}
-
-#[tokio::test]
-async fn a_cancel_without_an_answer_is_an_error_and_the_next_one_tells() {
-    let emulator = emulator().await;
-    emulator.lose_next(Method::Cancel, 1, Status::unavailable("connection lost"));
-    let status = error(&emulator, NAME).await;
-    assert_eq!(status.code(), Code::Unavailable);
-    assert_eq!(status.message(), "connection lost");
-    let outcome = outcome(&emulator).await;
-    assert!(
-        matches!(outcome, CancelOutcome::Cancelled(_)),
-        "{outcome:?}"
-    );
-}
-
-#[tokio::test]
-async fn the_limit_covers_the_cancel_call_too() {
-    let emulator = emulator().await;
-    emulator.delay(Method::Cancel, Duration::from_secs(3600));
-    let policy = brisk().total_timeout(Duration::from_millis(50));
-    let outcome = client(&emulator).cancel_and_wait(NAME, policy).await;
-    let status = outcome.expect_err("no answer");
-    assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_eq!(status.origin(), Some(Origin::Client));
-    // What is not known to be accepted is not watched. The words are those of the timer, ours or
-    // the channel's, that was first.
-    assert_eq!(methods(&emulator), [Method::Cancel]);
-}
-
-#[tokio::test]
-async fn a_name_that_cannot_be_meant_is_refused_before_anything_is_sent() {
-    let emulator = emulator().await;
-    let status = error(&emulator, "").await;
-    assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(status.origin(), Some(Origin::Client));
-    assert!(emulator.calls().is_empty());
 }
 
 #[tokio::test]

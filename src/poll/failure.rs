@@ -1,0 +1,41 @@
+//! What the failure of a look means for the poll.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use crate::status::{Origin, StatusExt as _, caused, local};
+
+/// Whether it is the word of a server that knows no Wait. One in this very process counts, whose
+/// statuses are the client's own; a 404, of a proxy or a wrong endpoint, does not.
+pub(super) fn cannot_wait(status: &Status) -> bool {
+    status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
+}
+
+/// Whether the next look may well succeed.
+///
+/// [AIP-194](https://google.aip.dev/194) has calls retried for `UNAVAILABLE` alone, and not beyond
+/// their deadline. But a poll asks anew, within a deadline of its own.
+pub(super) fn is_transient(status: &Status) -> bool {
+    match status.code() {
+        Code::DeadlineExceeded | Code::Unavailable => true,
+        Code::ResourceExhausted => status.origin() != Some(Origin::Client),
+        _ => false,
+    }
+}
+
+/// Whether a Wait ended without a word of the server, so that only a Get can tell what is wrong.
+pub(super) fn was_cut_off(status: &Status) -> bool {
+    status.code() != Code::Unimplemented && status.origin() == Some(Origin::Transport)
+}
+
+/// The end of a poll that may look no longer, and why its last look failed, if it did.
+pub(super) fn time_is_up(name: &str, limit: Duration, failure: Option<Status>) -> Status {
+    let message = format!("operation {name:?} was not done within {limit:?}");
+    let Some(failure) = failure else {
+        return local(Code::DeadlineExceeded, message);
+    };
+    let (code, text) = (failure.code_name(), failure.message());
+    let message = format!("{message}; the last look failed: {code}: {text}");
+    caused(Code::DeadlineExceeded, message, Origin::Client, failure)
+}

@@ -1,0 +1,504 @@
+//! Credentials that cannot work: each is told at once, in words that name the source, the field and
+//! the remedy; none panics, and none hangs. Each runs in a process of its own.
+#![cfg(feature = "google-authz")]
+
+#[path = "support/child.rs"]
+mod child;
+#[path = "support/google.rs"]
+mod google;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/trace.rs"]
+mod trace;
+
+use std::{
+    ffi::OsString,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use self::{
+    child::Process,
+    google::{KEY, MetadataServer, TokenEndpoint, service_account},
+    http::Reply,
+};
+
+const URI: &str = "https://localhost:1/token";
+
+/// Not a test: what the tests start.
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn child() {
+    child::obey();
+}
+
+/// Makes an interceptor as set-up does, and returns what it said and how long that took.
+async fn set_up(credentials: &str, variables: &[(&str, &Path)]) -> (String, Duration) {
+    let mut process = Process::start(credentials, variables);
+    let start = Instant::now();
+    let answer = process.tell("new").await;
+    let took = start.elapsed();
+    process.end().await; // without a panic, which it checks
+    (answer, took)
+}
+
+/// A folder with one file in it.
+struct File {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn file(text: impl AsRef<[u8]>) -> File {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.json");
+    std::fs::write(&path, text).unwrap();
+    File {
+        _folder: folder,
+        path,
+    }
+}
+
+/// What a file of this text is told to be.
+async fn told_of(text: impl AsRef<[u8]>) -> String {
+    let file = file(text);
+    told_of_path(&file.path, &[]).await
+}
+
+async fn told_of_path(path: &Path, variables: &[(&str, &Path)]) -> String {
+    let (answer, took) = set_up(&format!("file:{}", path.display()), variables).await;
+    assert!(took < Duration::from_secs(6), "{took:?}: {answer}");
+    let prefix = format!(
+        "Unauthenticated credentials: credentials file {}: ",
+        path.display()
+    );
+    let Some(told) = answer.strip_prefix(&prefix) else {
+        panic!("{answer:?} does not start with {prefix:?}");
+    };
+    told.to_owned()
+}
+
+fn account_with(field: &str, value: impl Into<Value>) -> String {
+    let mut account = service_account(KEY, URI);
+    account[field] = value.into();
+    account.to_string()
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_credentials_file() {
+    let again = "download the file again";
+    let whole = service_account(KEY, URI).to_string();
+    for (text, expected) in [
+        ("", format!("it is empty: {again}")),
+        (" \n", format!("it is empty: {again}")),
+        (
+            &whole[..100],
+            format!("the JSON is cut off at line 1, column 100: {again}"),
+        ),
+        (
+            "key",
+            format!("it is not JSON at line 1, column 1: {again}"),
+        ),
+        ("[]", format!("it is not a JSON object: {again}")),
+        ("{}", format!("field \"type\" is missing: {again}")),
+        (
+            r#"{"type": 1}"#,
+            format!("field \"type\" is not text: {again}"),
+        ),
+    ] {
+        assert_eq!(told_of(text).await, expected, "{text:?}");
+    }
+    let told = told_of(b"\xff\xfe").await;
+    assert!(told.contains("UTF-8"), "{told}");
+}
+
+#[tokio::test]
+async fn a_kind_that_nobody_supports() {
+    let kind = json!({"type": "external_account_authorized_user"}).to_string();
+    assert_eq!(
+        told_of(kind).await,
+        "field \"type\" is none of \"service_account\", \"authorized_user\", \
+         \"external_account\", \"impersonated_service_account\": use a file of one of these"
+    );
+}
+
+#[cfg(not(feature = "google-cloud-auth"))]
+#[tokio::test]
+async fn a_kind_that_needs_a_feature() {
+    let file = file(json!({"type": "external_account"}).to_string());
+    let (answer, _) = set_up(&format!("file:{}", file.path.display()), &[]).await;
+    assert_eq!(
+        answer,
+        format!(
+            "FailedPrecondition credentials: credentials file {}: field \"type\": \
+             \"external_account\" needs the feature google-cloud-auth of the crate longrunning",
+            file.path.display()
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_field_that_is_missing_or_empty_or_no_text() {
+    let again = "download the file again";
+    for field in ["client_email", "private_key_id", "private_key", "token_uri"] {
+        let mut account = service_account(KEY, URI);
+        account.as_object_mut().unwrap().remove(field);
+        assert_eq!(
+            told_of(account.to_string()).await,
+            format!("field {field:?} is missing: {again}")
+        );
+        assert_eq!(
+            told_of(account_with(field, "")).await,
+            format!("field {field:?} is empty: {again}")
+        );
+    }
+    assert_eq!(
+        told_of(account_with("private_key", json!({"pem": "x"}))).await,
+        format!("field \"private_key\" is not text: {again}")
+    );
+    for field in ["client_id", "client_secret", "refresh_token"] {
+        let mut user = json!({
+            "type": "authorized_user",
+            "client_id": "id",
+            "client_secret": "secret",
+            "refresh_token": "token",
+        });
+        user.as_object_mut().unwrap().remove(field);
+        assert_eq!(
+            told_of(user.to_string()).await,
+            format!("field {field:?} is missing: {again}")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_sign() {
+    let expected = "field \"private_key\" is not an RSA key in PEM form of 2048 bits or more: \
+        download the file again";
+    let mut corrupt = KEY.to_owned();
+    corrupt.replace_range(1000..1004, "AAAA");
+    let cut_off: String = KEY.lines().take(10).collect::<Vec<_>>().join("\n");
+    for key in [
+        "key",
+        include_str!("support/keys/elliptic_curve.pem"),
+        include_str!("support/keys/too_short.pem"),
+        &corrupt,
+        &cut_off,
+        include_str!("support/keys/public.pem"),
+        "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n",
+        "-----BEGIN RSA PRIVATE KEY-----\nMAA=\n-----END RSA PRIVATE KEY-----\n",
+    ] {
+        assert_eq!(
+            told_of(account_with("private_key", key)).await,
+            expected,
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_token_uri_that_is_no_https_url() {
+    for uri in [
+        "token",
+        "http://localhost/token",
+        "https://",
+        "https:// /",
+        "/token",
+        "a b",
+    ] {
+        assert_eq!(
+            told_of(account_with("token_uri", uri)).await,
+            "field \"token_uri\" is not an https URL: Google's is \
+             https://oauth2.googleapis.com/token",
+            "{uri:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_readable_file() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(
+        told_of_path(folder.path(), &[]).await,
+        "it is a directory or a pipe: name a file of JSON"
+    );
+    let told = told_of_path(&folder.path().join("none.json"), &[]).await;
+    assert!(told.starts_with("No such file or directory"), "{told}");
+    assert!(
+        told.ends_with(": put the file there, or name another"),
+        "{told}"
+    );
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    assert_eq!(
+        told_of_path(&pipe, &[]).await,
+        "it is a directory or a pipe: name a file of JSON"
+    );
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_may_not_be_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let file = file("{}");
+    std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0o0)).unwrap();
+    if std::fs::read(&file.path).is_ok() {
+        // The superuser may read everything. Nobody may read this, whoever asks.
+        let told = told_of_path(Path::new("/proc/self/mem"), &[]).await;
+        assert!(told.ends_with(": name a file of JSON"), "{told}");
+        return;
+    }
+    let told = told_of_path(&file.path, &[]).await;
+    assert!(told.starts_with("Permission denied"), "{told}");
+    assert!(
+        told.ends_with(": let the user of this process read it"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_machine_without_certificates() {
+    let account = service_account(KEY, URI).to_string();
+    let (none, empty) = (Path::new("/nonexistent/ca.pem"), file(""));
+    let broken = file("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
+    for store in [none, &empty.path, &broken.path] {
+        let (answer, _) = set_up(&format!("json:{account}"), &[("SSL_CERT_FILE", store)]).await;
+        assert_eq!(
+            answer,
+            "Unauthenticated credentials: no CA certificates on this machine, without which the \
+             token endpoint cannot be trusted: install the package ca-certificates, or set \
+             SSL_CERT_FILE to a file of them"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_variable_is_named_if_its_file_is_no_good() {
+    let variable = (
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        Path::new("/nonexistent.json"),
+    );
+    let (answer, _) = set_up("adc", &[variable]).await;
+    assert_eq!(
+        answer,
+        "Unauthenticated credentials: GOOGLE_APPLICATION_CREDENTIALS: credentials file \
+         /nonexistent.json: No such file or directory (os error 2): put the file there, or name \
+         another"
+    );
+}
+
+#[tokio::test]
+async fn no_credentials_anywhere_is_told_within_six_seconds() {
+    let home = tempfile::tempdir().unwrap();
+    let off = ("NO_GCE_CHECK", Path::new("true"));
+    let empty = ("GOOGLE_APPLICATION_CREDENTIALS", Path::new(""));
+    let remedy = "run \"gcloud auth application-default login\", or set \
+        GOOGLE_APPLICATION_CREDENTIALS to a key file";
+    let (answer, took) = set_up("adc", &[off, empty, ("HOME", home.path())]).await;
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(
+        answer,
+        format!(
+            "Unauthenticated credentials: no application default credentials: \
+             GOOGLE_APPLICATION_CREDENTIALS is not set, there is no file \
+             {}/.config/gcloud/application_default_credentials.json, and NO_GCE_CHECK says that \
+             there is no metadata server of Google Cloud: {remedy}",
+            home.path().display()
+        )
+    );
+    for home in [
+        &[off][..],
+        &[off, ("HOME", Path::new(""))],
+        &[off, ("HOME", Path::new("a"))],
+    ] {
+        let (answer, _) = set_up("adc", home).await;
+        assert_eq!(
+            answer,
+            format!(
+                "Unauthenticated credentials: no application default credentials: \
+                 GOOGLE_APPLICATION_CREDENTIALS is not set, there is no home directory to look for \
+                 gcloud's file in, and NO_GCE_CHECK says that there is no metadata server of \
+                 Google Cloud: {remedy}"
+            )
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_metadata_host_that_is_no_host() {
+    for host in ["", "http://127.0.0.1", "a b", ":80", "a/b"] {
+        let variable = ("GCE_METADATA_HOST", Path::new(host));
+        let (answer, _) = set_up("metadata", &[variable]).await;
+        assert_eq!(
+            answer,
+            "Unauthenticated credentials: GCE_METADATA_HOST is not a host, or a host and a port, \
+             such as metadata.google.internal:80: set it so, or unset it",
+            "{host:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_is_no_path_segment() {
+    let (answer, _) = set_up("metadata:a/b?c", &[]).await;
+    assert_eq!(
+        answer,
+        "Unauthenticated credentials: \"a/b?c\" is not an account of the metadata server: give an \
+         email, or None"
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_connections() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = OsString::from(port.local_addr().unwrap().to_string());
+    drop(port);
+    let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
+    process.tell("look").await;
+    process
+        .until(
+            "look",
+            "Unavailable credentials: the metadata server cannot be asked: Connection refused (os \
+             error 111)",
+        )
+        .await;
+    process.end().await;
+}
+
+/// Set-up against a metadata server that does this, and what it says in the end.
+async fn told_of_metadata_server(reply: Reply) -> (String, Duration) {
+    let metadata = MetadataServer::start().await;
+    metadata.desk.answer(reply);
+    let host = OsString::from(metadata.host());
+    set_up("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]).await
+}
+
+#[tokio::test]
+async fn an_endpoint_that_never_answers() {
+    let (answer, took) = told_of_metadata_server(Reply::Silence).await;
+    assert_eq!(
+        answer,
+        "Unavailable credentials: no token within 8s: the source does not answer"
+    );
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_never_answers() {
+    // The port takes connections, and TLS hangs.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!(
+        "https://localhost:{}/token",
+        silent.local_addr().unwrap().port()
+    );
+    let endpoint = TokenEndpoint::start().await;
+    let ca = endpoint.ca();
+    let credentials = format!("json:{}", service_account(KEY, &uri));
+    let (answer, took) = set_up(&credentials, &[("SSL_CERT_FILE", &ca)]).await;
+    assert_eq!(
+        answer,
+        "Unavailable credentials: no token within 8s: the source does not answer"
+    );
+    assert!(took < Duration::from_secs(12), "{took:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_for_a_while() {
+    for (reply, expected) in [
+        (
+            Reply::status(500, "down"),
+            "the metadata server answered 500: it is tried again",
+        ),
+        (
+            Reply::status(429, ""),
+            "the metadata server answered 429: it is tried again",
+        ),
+        (
+            Reply::status(400, r#"{"error": "temporarily_unavailable"}"#),
+            "the metadata server answered 400: it is tried again",
+        ),
+        (
+            Reply::ok("<html>"),
+            "the metadata server answered what is no token: check that it is the right endpoint",
+        ),
+        (
+            Reply::ok(google::token("", 3600)),
+            "the metadata server answered what is no token: check that it is the right endpoint",
+        ),
+        (
+            Reply::ok(google::token("a\nb", 3600)),
+            "the metadata server answered what is no token: check that it is the right endpoint",
+        ),
+        (
+            Reply::ok(google::token("token", 0)),
+            "the metadata server answered what is no token: check that it is the right endpoint",
+        ),
+    ] {
+        let metadata = MetadataServer::start().await;
+        metadata.desk.answer(reply);
+        let host = OsString::from(metadata.host());
+        let variables = [("GCE_METADATA_HOST", Path::new(&host))];
+        let mut process = Process::start("metadata", &variables);
+        process
+            .until("look", &format!("Unavailable credentials: {expected}"))
+            .await;
+        metadata.desk.answer(None);
+        let answer = process.tell("ready").await;
+        assert!(
+            answer.starts_with("authorization: Bearer token-"),
+            "{answer}"
+        );
+        process.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_for_good() {
+    for (reply, expected) in [
+        (
+            Reply::status(404, ""),
+            "the metadata server answered 404: check that the account exists, and that this \
+             machine may use it",
+        ),
+        (
+            Reply::status(403, "no"),
+            "the metadata server answered 403: check what the account may do",
+        ),
+        (
+            Reply::status(400, r#"{"error": "invalid_scope"}"#),
+            "the metadata server answered 400 invalid_scope: check the scopes that with_scopes \
+             names, and that the account may have them",
+        ),
+    ] {
+        let (answer, took) = told_of_metadata_server(reply).await;
+        assert_eq!(answer, format!("Unauthenticated credentials: {expected}"));
+        assert!(took < Duration::from_secs(6), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_not_trusted() {
+    let endpoint = TokenEndpoint::start().await;
+    let other = TokenEndpoint::start().await;
+    let file = endpoint.key_file(KEY);
+    let ca = other.ca();
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &ca)]);
+    process.tell("look").await;
+    process
+        .until(
+            "look",
+            &format!(
+                "Unavailable credentials: credentials file {}: the token endpoint cannot be \
+                 asked: invalid peer certificate contents: invalid peer certificate: \
+                 UnknownIssuer",
+                file.display()
+            ),
+        )
+        .await;
+    process.end().await;
+}

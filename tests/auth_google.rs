@@ -1,0 +1,281 @@
+//! Tokens from Google's sources, end to end on loopback: each in a process of its own, for
+//! environment variables decide.
+#![cfg(feature = "google-authz")]
+
+#[path = "support/child.rs"]
+mod child;
+#[path = "support/google.rs"]
+mod google;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/trace.rs"]
+mod trace;
+
+use std::{path::Path, time::Duration};
+
+use self::{
+    child::Process,
+    google::{KEY, MetadataServer, ROTATED_KEY, TokenEndpoint},
+    http::Reply,
+};
+
+/// Not a test: what the tests start.
+#[test]
+#[ignore = "run by the other tests, in a process of its own"]
+fn child() {
+    child::obey();
+}
+
+#[tokio::test]
+async fn a_service_account_signs_for_its_token() {
+    let endpoint = TokenEndpoint::start().await;
+    let file = endpoint.key_file(KEY);
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &endpoint.ca())]);
+    assert_eq!(process.tell("new").await, "authorization: Bearer token-1");
+    process.end().await;
+}
+
+#[tokio::test]
+async fn ten_thousand_calls_at_a_cold_start_make_one_request() {
+    let endpoint = TokenEndpoint::start().await;
+    endpoint
+        .desk
+        .answer(Reply::Late(Duration::from_millis(300), String::new()));
+    let file = endpoint.key_file(KEY);
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &endpoint.ca())]);
+    assert_eq!(process.tell("burst").await, "authorization: Bearer token-1");
+    assert_eq!(endpoint.desk.count(), 1);
+    process.end().await;
+}
+
+#[tokio::test]
+async fn application_default_is_the_file_of_the_variable_first() {
+    let endpoint = TokenEndpoint::start().await;
+    let metadata = MetadataServer::start().await;
+    let mut process = Process::start(
+        "adc",
+        &[
+            ("GOOGLE_APPLICATION_CREDENTIALS", &endpoint.key_file(KEY)),
+            ("GCE_METADATA_HOST", Path::new(&metadata.host())),
+            ("SSL_CERT_FILE", &endpoint.ca()),
+        ],
+    );
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    assert_eq!(metadata.desk.count(), 0);
+    process.end().await;
+}
+
+#[tokio::test]
+async fn application_default_is_gclouds_file_next() {
+    let endpoint = TokenEndpoint::start().await;
+    let home = tempfile::tempdir().unwrap();
+    let gcloud = home.path().join(".config/gcloud");
+    std::fs::create_dir_all(&gcloud).unwrap();
+    let file = gcloud.join("application_default_credentials.json");
+    std::fs::copy(endpoint.key_file(KEY), &file).unwrap();
+    for variable in ["HOME", "CLOUDSDK_CONFIG"] {
+        let folder = match variable {
+            "HOME" => home.path(),
+            _ => &gcloud,
+        };
+        let mut process = Process::start(
+            "adc",
+            &[
+                (variable, folder),
+                ("GOOGLE_APPLICATION_CREDENTIALS", Path::new("")),
+                ("SSL_CERT_FILE", &endpoint.ca()),
+            ],
+        );
+        let answer = process.tell("ready").await;
+        assert!(
+            answer.starts_with("authorization: Bearer token-"),
+            "{answer}"
+        );
+        process.end().await;
+    }
+}
+
+#[tokio::test]
+async fn application_default_is_the_metadata_server_last() {
+    let metadata = MetadataServer::start().await;
+    let host = metadata.host();
+    let empty = tempfile::tempdir().unwrap();
+    for home in [
+        None,
+        Some(("HOME", empty.path())),
+        Some(("HOME", Path::new(""))),
+    ] {
+        let mut variables = vec![("GCE_METADATA_HOST", Path::new(&host))];
+        variables.extend(home);
+        let mut process = Process::start("adc", &variables);
+        let answer = process.tell("ready").await;
+        assert!(
+            answer.starts_with("authorization: Bearer token-"),
+            "{answer}"
+        );
+        process.end().await;
+    }
+    assert_eq!(metadata.desk.count(), 3);
+    let target = "/computeMetadata/v1/instance/service-accounts/default/token?\
+        scopes=https%3A%2F%2Fwww.googleapis.com%2Fauth%2Fcloud-platform";
+    assert_eq!(*metadata.targets.lock().unwrap(), [target; 3]);
+}
+
+#[tokio::test]
+async fn the_metadata_server_is_asked_for_the_account() {
+    let metadata = MetadataServer::start().await;
+    let host = metadata.host();
+    let variables = [("GCE_METADATA_HOST", Path::new(&host))];
+    let mut process = Process::start("metadata:me@p.iam.gserviceaccount.com", &variables);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    let target = metadata.targets.lock().unwrap().pop().unwrap();
+    assert!(
+        target.contains("/me@p.iam.gserviceaccount.com/token"),
+        "{target}"
+    );
+    process.end().await;
+}
+
+#[tokio::test]
+async fn the_quota_project_is_that_of_the_variable_or_else_of_the_file() {
+    let endpoint = TokenEndpoint::start().await;
+    let mut account = google::service_account(KEY, &endpoint.uri());
+    account["quota_project_id"] = "of-the-file".into();
+    let credentials = format!("json:{account}");
+    let ca = endpoint.ca();
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &ca)]);
+    assert_eq!(
+        process.tell("ready").await,
+        "authorization: Bearer token-1, x-goog-user-project: of-the-file"
+    );
+    process.end().await;
+    let variable = ("GOOGLE_CLOUD_QUOTA_PROJECT", Path::new("of-the-variable"));
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &ca), variable]);
+    assert_eq!(
+        process.tell("ready").await,
+        "authorization: Bearer token-2, x-goog-user-project: of-the-variable"
+    );
+    process.end().await;
+}
+
+#[tokio::test]
+async fn a_token_that_expires_is_replaced_while_the_old_one_serves() {
+    let metadata = MetadataServer::start().await;
+    metadata.desk.live(13);
+    let host = metadata.host();
+    let variables = [("GCE_METADATA_HOST", Path::new(&host))];
+    let mut process = Process::start("metadata", &variables);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    // Slower than a look, faster than the rest of the old token's life.
+    let late = Reply::Late(Duration::from_secs(2), String::new());
+    metadata.desk.answer(late);
+    let mut last = String::new();
+    while metadata.desk.count() < 4 {
+        last = process.tell("look").await;
+        assert!(last.starts_with("authorization: Bearer token-"), "{last}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_ne!(last, "authorization: Bearer token-1");
+    process.end().await;
+}
+
+#[tokio::test]
+async fn an_outage_is_ridden_out_while_the_token_lives_and_then_told_and_ends_by_itself() {
+    let metadata = MetadataServer::start().await;
+    metadata.desk.live(15);
+    let host = metadata.host();
+    let variables = [("GCE_METADATA_HOST", Path::new(&host))];
+    let mut process = Process::start("metadata", &variables);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    metadata.desk.answer(Reply::status(500, "down"));
+    let start = std::time::Instant::now();
+    let refusal = loop {
+        let answer = process.tell("look").await;
+        if answer != "authorization: Bearer token-1" {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(
+        start.elapsed() >= Duration::from_secs(9),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() <= Duration::from_secs(16),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(
+        refusal,
+        "Unavailable credentials: the metadata server answered 500: it is tried again"
+    );
+    metadata.desk.live(3600);
+    metadata.desk.answer(None);
+    let answer = process.tell("ready").await;
+    assert!(
+        answer.starts_with("authorization: Bearer token-"),
+        "{answer}"
+    );
+    process.end().await;
+}
+
+#[tokio::test]
+async fn a_rotated_file_is_noticed_when_the_old_key_is_refused() {
+    let endpoint = TokenEndpoint::start().await;
+    let file = endpoint.key_file(KEY);
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &endpoint.ca())]);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    *endpoint.key.lock().unwrap() = ROTATED_KEY;
+    endpoint.key_file(ROTATED_KEY);
+    process.tell("reject").await;
+    process.until("look", "authorization: Bearer token-2").await;
+    process.end().await;
+}
+
+#[tokio::test]
+async fn an_invalid_grant_that_is_later_accepted_needs_no_restart() {
+    let endpoint = TokenEndpoint::start().await;
+    *endpoint.key.lock().unwrap() = ROTATED_KEY;
+    let file = endpoint.key_file(KEY);
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &endpoint.ca())]);
+    assert_eq!(
+        process.tell("ready").await,
+        format!(
+            "Unauthenticated credentials: credentials file {}: the token endpoint answered 400 \
+             invalid_grant: check that the key or login is not revoked, that the account exists, \
+             and that this machine's clock is right",
+            file.display()
+        )
+    );
+    *endpoint.key.lock().unwrap() = KEY;
+    process
+        .until("ready", "authorization: Bearer token-1")
+        .await;
+    process.end().await;
+}
+
+#[tokio::test]
+async fn a_mended_file_needs_no_restart() {
+    let endpoint = TokenEndpoint::start().await;
+    let file = endpoint.key_file("");
+    let credentials = format!("file:{}", file.display());
+    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &endpoint.ca())]);
+    assert_eq!(
+        process.tell("ready").await,
+        format!(
+            "Unauthenticated credentials: credentials file {}: field \"private_key\" is empty: \
+             download the file again",
+            file.display()
+        )
+    );
+    endpoint.key_file(KEY);
+    process
+        .until("ready", "authorization: Bearer token-1")
+        .await;
+    process.end().await;
+}

@@ -1,0 +1,298 @@
+//! The interceptor before a generated client, over a real connection.
+
+#[path = "support/grpc.rs"]
+mod grpc;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use longrunning::{
+    AuthInterceptor, CallCredentials, Credentials, Token,
+    proto::{
+        CancelOperationRequest, GetOperationRequest, operations_client::OperationsClient as Stub,
+    },
+};
+use tonic::{
+    Code, Request, Status,
+    service::{Interceptor as _, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use self::grpc::GrpcServer;
+
+/// A source that counts, and takes its time.
+struct Counting(Arc<AtomicUsize>);
+
+#[tonic::async_trait]
+impl CallCredentials for Counting {
+    async fn token(&self) -> Result<Token, Status> {
+        let n = self.0.fetch_add(1, SeqCst) + 1;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let end = Instant::now() + Duration::from_secs(3600);
+        Ok(Token::bearer(&format!("token-{n}"))?
+            .and_header("x-tenant", "t")?
+            .expires_at(end))
+    }
+}
+
+fn channel(server: &GrpcServer) -> Channel {
+    Endpoint::try_from(format!("http://{}", server.address))
+        .unwrap()
+        .connect_lazy()
+}
+
+fn stub(
+    server: &GrpcServer,
+    auth: &AuthInterceptor,
+) -> Stub<InterceptedService<Channel, AuthInterceptor>> {
+    Stub::with_interceptor(channel(server), auth.clone())
+}
+
+#[tokio::test]
+async fn ten_thousand_calls_at_a_cold_start_share_one_token() {
+    let server = GrpcServer::start().await;
+    let fetches = Arc::default();
+    let auth = Credentials::custom(Counting(Arc::clone(&fetches)))
+        .interceptor_lazy()
+        .unwrap();
+    let stub = stub(&server, &auth);
+    // In portions that fit the streams of one connection, all of them begun before the token is
+    // there.
+    let room = Arc::new(tokio::sync::Semaphore::new(100));
+    let calls: Vec<_> = (0..10_000)
+        .map(|_| {
+            let (auth, mut stub, room) = (auth.clone(), stub.clone(), Arc::clone(&room));
+            tokio::spawn(async move {
+                auth.ready().await.unwrap();
+                let _place = room.acquire().await.unwrap();
+                stub.cancel_operation(CancelOperationRequest::default())
+                    .await
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(fetches.load(SeqCst), 1);
+    assert_eq!(server.seen("authorization"), vec!["Bearer token-1"; 10_000]);
+    assert_eq!(server.seen("x-tenant").len(), 10_000);
+}
+
+#[tokio::test]
+async fn two_clients_share_the_token_of_one_interceptor() {
+    let (one, other) = (GrpcServer::start().await, GrpcServer::start().await);
+    let fetches = Arc::default();
+    let auth = Credentials::custom(Counting(Arc::clone(&fetches)))
+        .interceptor()
+        .await
+        .unwrap();
+    for server in [&one, &other] {
+        stub(server, &auth)
+            .get_operation(GetOperationRequest::default())
+            .await
+            .unwrap();
+        assert_eq!(server.seen("authorization"), ["Bearer token-1"]);
+    }
+    assert_eq!(fetches.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_server_is_the_callers_and_brings_a_new_token() {
+    let server = GrpcServer::start().await;
+    let fetches = Arc::default();
+    let auth = Credentials::custom(Counting(Arc::clone(&fetches)))
+        .interceptor()
+        .await
+        .unwrap();
+    let mut stub = stub(&server, &auth);
+    server.refuse(true);
+    let request = GetOperationRequest::default();
+    let status = stub.get_operation(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(status.message(), "");
+    auth.rejected();
+    server.refuse(false);
+    let start = Instant::now();
+    while fetches.load(SeqCst) < 2 {
+        stub.get_operation(request.clone()).await.unwrap(); // nobody waits for it
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        start.elapsed() > Duration::from_secs(8),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn without_a_token_a_call_is_refused_and_nothing_is_sent() {
+    let server = GrpcServer::start().await;
+    let auth = Credentials::custom(Counting(Arc::default()))
+        .interceptor_lazy()
+        .unwrap();
+    let request = GetOperationRequest::default();
+    let status = stub(&server, &auth)
+        .get_operation(request)
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(
+        status.message(),
+        "credentials: the first token has not come yet"
+    );
+    assert!(server.seen("content-type").is_empty());
+}
+
+/// The headers that these credentials put on a call. No runtime is needed for those that are never
+/// renewed.
+fn headers(credentials: Credentials, request: Request<()>) -> Vec<(String, String, bool)> {
+    let mut auth = futures_executor::block_on(credentials.interceptor()).unwrap();
+    let request = auth.call(request).unwrap();
+    let mut headers: Vec<_> = request
+        .metadata()
+        .clone()
+        .into_headers()
+        .iter()
+        .map(|(name, value)| {
+            let text = value.to_str().unwrap().to_owned();
+            (name.to_string(), text, value.is_sensitive())
+        })
+        .collect();
+    headers.sort();
+    headers
+}
+
+fn secret(name: &str, value: &str) -> (String, String, bool) {
+    (name.to_owned(), value.to_owned(), true)
+}
+
+#[test]
+fn fixed_credentials_need_no_runtime() {
+    let request = || Request::new(());
+    assert!(Credentials::none().is_none());
+    assert_eq!(headers(Credentials::none(), request()), []);
+    assert_eq!(
+        headers(Credentials::api_key("key"), request()),
+        [secret("x-goog-api-key", "key")]
+    );
+    let bearer = Credentials::bearer_token("token");
+    assert!(!bearer.is_none());
+    assert_eq!(
+        headers(bearer.clone(), request()),
+        [secret("authorization", "Bearer token")]
+    );
+    assert_eq!(
+        headers(bearer.with_quota_project("project"), request()),
+        [
+            secret("authorization", "Bearer token"),
+            secret("x-goog-user-project", "project"),
+        ]
+    );
+}
+
+#[test]
+fn a_call_keeps_its_own_quota_project_but_not_its_own_authorization() {
+    let mut request = Request::new(());
+    let metadata = request.metadata_mut();
+    metadata.insert("x-goog-user-project", "of-the-call".parse().unwrap());
+    metadata.insert("authorization", "of-the-call".parse().unwrap());
+    let credentials = Credentials::bearer_token("token").with_quota_project("project");
+    assert_eq!(
+        headers(credentials, request),
+        [
+            secret("authorization", "Bearer token"),
+            (
+                "x-goog-user-project".to_owned(),
+                "of-the-call".to_owned(),
+                false
+            ),
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_stand_in_a_header_is_refused_at_once() {
+    let header = |name: &str| {
+        format!(
+            "credentials: the value for the header {name:?} has characters that no header can \
+             hold: look for a line break or a space at its end"
+        )
+    };
+    for (credentials, expected) in [
+        (
+            Credentials::api_key(""),
+            "credentials: the API key is empty",
+        ),
+        (
+            Credentials::bearer_token(""),
+            "credentials: the access token is empty",
+        ),
+        (Credentials::api_key("a\n"), &header("x-goog-api-key")),
+        (
+            Credentials::bearer_token("a\r\nb"),
+            &header("authorization"),
+        ),
+        (Credentials::bearer_token("a "), &header("authorization")),
+        (Credentials::bearer_token("ä"), &header("authorization")),
+        (
+            Credentials::bearer_token("a").with_quota_project("p\n"),
+            &header("x-goog-user-project"),
+        ),
+    ] {
+        let status = futures_executor::block_on(credentials.interceptor()).unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(status.message(), expected);
+    }
+    for name in ["", "a b", "a-bin", ":authority"] {
+        let status = Token::header(name, "value").unwrap_err();
+        assert_eq!(
+            status.message(),
+            format!("credentials: {name:?} is not the name of a text header")
+        );
+    }
+}
+
+#[cfg(feature = "google-authz")]
+#[tokio::test]
+async fn scopes_that_are_none_are_refused_at_once() {
+    for (scopes, expected) in [
+        (
+            vec![],
+            "credentials: the list of scopes is empty: name one at least",
+        ),
+        (
+            vec!["a b"],
+            "credentials: \"a b\" is not a scope: give one such as \
+             \"https://www.googleapis.com/auth/cloud-platform\"",
+        ),
+    ] {
+        let credentials = Credentials::application_default().with_scopes(scopes);
+        let status = credentials.interceptor_lazy().unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(status.message(), expected);
+    }
+}
+
+#[cfg(not(any(feature = "google-authz", feature = "google-cloud-auth")))]
+#[tokio::test]
+async fn googles_sources_name_the_feature_that_they_need() {
+    for credentials in [
+        Credentials::application_default(),
+        Credentials::file("key.json"),
+        Credentials::json("{}"),
+        Credentials::metadata_server(None),
+    ] {
+        let status = credentials.interceptor().await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(
+            status.message(),
+            "credentials: Google's credentials need the feature google-authz or google-cloud-auth \
+             of the crate longrunning"
+        );
+    }
+}
