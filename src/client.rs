@@ -4,9 +4,10 @@ mod answer;
 mod deadline;
 mod header;
 mod rpc;
+mod unary;
 mod waits;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -15,16 +16,16 @@ use tower::BoxError;
 
 #[cfg(feature = "emulator")]
 pub(crate) use self::deadline::timeout_in;
-use self::{answer::Answering, rpc::Rpc, waits::Waits};
+use self::{rpc::Rpc, waits::Waits};
 use crate::{
     auth::AuthInterceptor,
     operation::Operation,
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-        ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
+        ListOperationsResponse, WaitOperationRequest,
     },
     retry::{Retry, RetryPolicy},
-    status::{Origin, StatusExt as _, caused, local, mark},
+    status::{Origin, StatusExt as _, caused, local},
     transport::{Deadline, Transport},
 };
 
@@ -331,11 +332,10 @@ impl<S: Stack> OperationsClient<S> {
             name => Some(header::routing(name)?),
         };
         let bytes = request.get_ref().encoded_len();
-        if let Some(limit) = self
-            .settings
-            .max_encoding_message_size
-            .filter(|limit| bytes > *limit)
-        {
+        let limit = self.settings.max_encoding_message_size;
+        // gRPC has four bytes for the length.
+        let limit = limit.unwrap_or(u32::MAX as usize);
+        if bytes > limit {
             return Err(local(
                 Code::ResourceExhausted,
                 format!("the request is {bytes} bytes: the limit is {limit}"),
@@ -376,23 +376,16 @@ impl<S: Stack> OperationsClient<S> {
         if let Some(auth) = &self.settings.auth {
             auth.sign(request.metadata_mut())?;
         }
-        let mut stub = Stub::new(Answering::new(self.stack.clone()));
-        if let Some(limit) = self.settings.max_decoding_message_size {
-            stub = stub.max_decoding_message_size(limit);
+        let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
+        let result = unary::call(self.stack.clone(), request, limit).await;
+        if let Some(auth) = &self.settings.auth
+            && let Err(status) = &result
+            && status.code() == Code::Unauthenticated
+            && status.origin() == Some(Origin::Server)
+        {
+            auth.rejected();
         }
-        match R::send(stub, request).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) => {
-                let status = decided_by_the_stub(status);
-                if let Some(auth) = &self.settings.auth
-                    && status.code() == Code::Unauthenticated
-                    && status.origin() == Some(Origin::Server)
-                {
-                    auth.rejected();
-                }
-                Err(status)
-            }
-        }
+        result
     }
 }
 
@@ -428,23 +421,4 @@ async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), 
 
 fn late<R: Rpc>(timeout: Duration) -> String {
     format!("no answer to {} within {timeout:?}", R::METHOD)
-}
-
-/// Notes on a status that no answer brought that the stub made it, of an answer it cannot read or
-/// a request that it will not send.
-fn decided_by_the_stub(status: Status) -> Status {
-    if status.source().is_some() {
-        return status;
-    }
-    let code = match status.code() {
-        // tonic's code for a message beyond the limit; gRPC's is the other.
-        Code::OutOfRange => Code::ResourceExhausted,
-        // tonic's code for a compression that it does not know. The method may well be there.
-        Code::Unimplemented => Code::Internal,
-        code => code,
-    };
-    mark(
-        Status::with_metadata(code, status.message(), status.metadata().clone()),
-        Origin::Client,
-    )
 }
