@@ -13,23 +13,26 @@ use http::{
 };
 use http_body_util::Full;
 use prost::Message as _;
-use tonic::{GrpcMethod, Request, Status, body::Body};
+use tonic::{GrpcMethod, Request, Status, body::Body, metadata::MetadataMap};
 
 use super::{Stack, answer, rpc::Rpc};
 use crate::status::classify;
 
 /// Sends a request, and reads the answer to its end.
+///
+/// Its last headers are added when the stack is ready: they say what is so by then.
 pub(crate) async fn call<R: Rpc, S: Stack>(
     mut stack: S,
-    request: Request<R>,
+    mut request: Request<R>,
     limit: usize,
+    last_headers: impl FnOnce(&mut MetadataMap) -> Result<(), Status>,
 ) -> Result<R::Answer, Status> {
-    let request = framed(request);
     poll_fn(|cx| stack.poll_ready(cx))
         .await
         .map_err(|error| classify(error.into()))?;
+    last_headers(request.metadata_mut())?;
     let response = stack
-        .call(request)
+        .call(framed(request))
         .await
         .map_err(|error| classify(error.into()))?;
     let message = answer::message(response, limit).await?;
