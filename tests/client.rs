@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use longrunning::{
-    Operation, OperationsClient, Origin, StatusExt as _,
+    Operation, OperationsClient, Origin, RetryPolicy, Stack, StatusExt as _,
     emulator::{CallOutcome, CallRequest, CancelBehavior, Emulator, Method},
     proto::{CancelOperationRequest, WaitOperationRequest, operation::Result as End, rpc},
 };
@@ -31,12 +31,62 @@ fn channel(emulator: &Emulator) -> Channel {
         .connect_lazy()
 }
 
-fn client(emulator: &Emulator) -> OperationsClient<Channel> {
+/// How a test gets its client.
+type Connect<S> = fn(&Emulator) -> OperationsClient<S>;
+
+fn over_a_channel(emulator: &Emulator) -> OperationsClient<Channel> {
     OperationsClient::new(channel(emulator))
 }
 
-#[tokio::test]
-async fn a_cancelled_operation_stays_and_is_done_with_code_1() {
+fn over_its_own_stack(emulator: &Emulator) -> OperationsClient {
+    let builder = OperationsClient::builder(emulator.endpoint());
+    builder
+        .retry(RetryPolicy::none())
+        .connect_lazy()
+        .expect("a URL")
+}
+
+macro_rules! over_each_stack {
+    ($($test:ident)*) => {
+        mod own_stack {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(super::over_its_own_stack).await;
+            })*
+        }
+
+        mod channel {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(super::over_a_channel).await;
+            })*
+        }
+    };
+}
+
+over_each_stack! {
+    a_cancelled_operation_stays_and_is_done_with_code_1
+    every_rpc_does_its_work
+    each_error_code_arrives_unchanged_with_its_message_and_its_details
+    a_server_without_the_method_is_unimplemented
+    a_name_comes_in_every_form
+    a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent
+    an_empty_parent_is_sent_as_it_is
+    every_call_carries_the_headers_and_those_of_its_caller
+    a_wait_has_no_http_rule_and_so_no_routing_header
+    a_callers_own_header_wins
+    metadata_that_servers_would_refuse_are_refused_here
+    many_small_headers_are_as_much_as_a_few_large_ones
+    the_most_that_may_be_sent_arrives
+    a_time_before_all_times_is_no_panic
+    a_malformed_timeout_is_refused_by_name
+    a_timeout_of_zero_sends_nothing
+    answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_set
+    a_dropped_future_resets_the_call_and_leaves_nothing_behind
+    a_thousand_calls_at_once_on_one_client_all_succeed
+}
+
+async fn a_cancelled_operation_stays_and_is_done_with_code_1<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
     client.cancel_operation(NAME).await.expect("accepted");
@@ -52,8 +102,7 @@ async fn a_cancelled_operation_stays_and_is_done_with_code_1() {
         .expect("a second time is no error");
 }
 
-#[tokio::test]
-async fn every_rpc_does_its_work() {
+async fn every_rpc_does_its_work<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
 
@@ -107,8 +156,9 @@ async fn every_rpc_does_its_work() {
     assert!(status.message().contains(NAME), "{status}");
 }
 
-#[tokio::test]
-async fn each_error_code_arrives_unchanged_with_its_message_and_its_details() {
+async fn each_error_code_arrives_unchanged_with_its_message_and_its_details<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     for code in (1..=16).map(Code::from_i32) {
@@ -145,8 +195,7 @@ async fn each_error_code_arrives_unchanged_with_its_message_and_its_details() {
     assert!(!emulator.operation(NAME).expect("known").done);
 }
 
-#[tokio::test]
-async fn a_server_without_the_method_is_unimplemented() {
+async fn a_server_without_the_method_is_unimplemented<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     emulator.unimplement(Method::Cancel);
     let status = client(&emulator)
@@ -159,8 +208,7 @@ async fn a_server_without_the_method_is_unimplemented() {
     );
 }
 
-#[tokio::test]
-async fn a_name_comes_in_every_form() {
+async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let name = NAME.to_owned();
@@ -188,8 +236,9 @@ async fn a_name_comes_in_every_form() {
     assert_eq!(emulator.calls().len(), 6);
 }
 
-#[tokio::test]
-async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent() {
+async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let long = "é".repeat(2000);
@@ -213,8 +262,7 @@ async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent() {
     assert_eq!(emulator.accepted_connections(), 0);
 }
 
-#[tokio::test]
-async fn an_empty_parent_is_sent_as_it_is() {
+async fn an_empty_parent_is_sent_as_it_is<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let page = client(&emulator)
         .list_operations("")
@@ -228,8 +276,9 @@ async fn an_empty_parent_is_sent_as_it_is() {
     );
 }
 
-#[tokio::test]
-async fn every_call_carries_the_headers_and_those_of_its_caller() {
+async fn every_call_carries_the_headers_and_those_of_its_caller<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
@@ -273,11 +322,9 @@ async fn every_call_carries_the_headers_and_those_of_its_caller() {
         timeout <= Duration::from_secs(20) && timeout > Duration::from_secs(10),
         "{timeout:?}"
     );
-    assert_eq!(calls[1].timeout(), None);
 }
 
-#[tokio::test]
-async fn a_wait_has_no_http_rule_and_so_no_routing_header() {
+async fn a_wait_has_no_http_rule_and_so_no_routing_header<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     emulator.complete(NAME, &()).expect("it runs");
     client(&emulator).wait_operation(NAME).await.expect("done");
@@ -288,8 +335,7 @@ async fn a_wait_has_no_http_rule_and_so_no_routing_header() {
     );
 }
 
-#[tokio::test]
-async fn a_callers_own_header_wins() {
+async fn a_callers_own_header_wins<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     for key in ["x-goog-request-params", "x-goog-api-client"] {
@@ -312,8 +358,7 @@ async fn a_callers_own_header_wins() {
     }
 }
 
-#[tokio::test]
-async fn metadata_that_servers_would_refuse_are_refused_here() {
+async fn metadata_that_servers_would_refuse_are_refused_here<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request
@@ -334,8 +379,104 @@ async fn metadata_that_servers_would_refuse_are_refused_here() {
     assert_eq!(emulator.calls().len(), 0);
 }
 
-#[tokio::test]
-async fn a_malformed_timeout_is_refused_by_name() {
+async fn many_small_headers_are_as_much_as_a_few_large_ones<S: Stack + Sync>(client: Connect<S>) {
+    let emulator = emulator().await;
+    let client = client(&emulator);
+    let neighbour = client.wait_operation(NAME);
+    let mut neighbour = std::pin::pin!(tokio::time::timeout(Duration::from_secs(1), neighbour));
+    assert!(poll_once(neighbour.as_mut()).await.is_none());
+    for entries in [241, 500, 8_000] {
+        let mut request: Request<CancelOperationRequest> = NAME.into_request();
+        for _ in 0..entries {
+            request
+                .metadata_mut()
+                .append("a", "b".parse().expect("legal"));
+        }
+        let status = client.cancel_operation(request).await.expect_err("refused");
+        let found = (status.code(), status.origin());
+        assert_eq!(
+            found,
+            (Code::InvalidArgument, Some(Origin::Client)),
+            "{status}"
+        );
+        let bytes = entries * 34;
+        assert_eq!(
+            status.message(),
+            format!("the request's metadata is {bytes} bytes: send at most 8192")
+        );
+    }
+    // Each of the two is short enough by itself.
+    let mut request: Request<CancelOperationRequest> = "a".repeat(8_000).into_request();
+    request
+        .metadata_mut()
+        .insert("x", "a".repeat(8_000).parse().expect("legal"));
+    let status = client.cancel_operation(request).await.expect_err("refused");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::InvalidArgument, Some(Origin::Client))
+    );
+    let what = "the request's metadata, with routing header and credentials, is ";
+    assert!(status.message().starts_with(what), "{status}");
+    assert!(neighbour.await.is_err(), "the call beside them waits on");
+}
+
+/// Polls a future once, after what is due to run has run.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future.as_mut() => Some(output),
+        () = tokio::task::yield_now() => None,
+    }
+}
+
+async fn the_most_that_may_be_sent_arrives<S: Stack + Sync>(client: Connect<S>) {
+    let emulator = emulator().await;
+    let name = "a".repeat(7_000);
+    emulator.start_operation(&name).expect("a new name");
+    let mut request: Request<CancelOperationRequest> = name.into_request();
+    request
+        .metadata_mut()
+        .insert("x", "a".repeat(7_900).parse().expect("legal"));
+    client(&emulator)
+        .cancel_operation(request)
+        .await
+        .expect("servers take it");
+}
+
+async fn a_time_before_all_times_is_no_panic<S: Stack + Sync>(client: Connect<S>) {
+    let emulator = emulator().await;
+    let timeout = Some(ProtoDuration {
+        seconds: i64::MIN,
+        nanos: i32::MIN,
+    });
+    let wait = WaitOperationRequest {
+        name: NAME.into(),
+        timeout,
+    };
+    let status = client(&emulator)
+        .wait_operation(wait)
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::InvalidArgument, Some(Origin::Server))
+    );
+
+    let retry = rpc::RetryInfo {
+        retry_delay: timeout,
+    };
+    let details = vec![Any::from_msg(&retry).expect("encodes")];
+    let status = rpc::Status {
+        code: 14,
+        message: "later".into(),
+        details,
+    };
+    emulator.fail_next(Method::Get, 1, status.into());
+    let client = client(&emulator).with_retry(RetryPolicy::default());
+    client.get_operation(NAME).await.expect("a second attempt");
+}
+
+async fn a_malformed_timeout_is_refused_by_name<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request
@@ -356,10 +497,10 @@ async fn a_malformed_timeout_is_refused_by_name() {
 async fn a_late_answer_is_deadline_exceeded_on_the_callers_own_channel() {
     let emulator = emulator().await;
     emulator.delay(Method::Cancel, Duration::from_secs(3600));
-    let by_request = client(&emulator);
+    let by_request = over_a_channel(&emulator);
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request.set_timeout(Duration::from_millis(50));
-    let by_client = client(&emulator).with_timeout(Duration::from_millis(50));
+    let by_client = over_a_channel(&emulator).with_timeout(Duration::from_millis(50));
     let endpoint = Endpoint::from_shared(emulator.endpoint()).expect("a URL");
     let by_channel =
         OperationsClient::new(endpoint.timeout(Duration::from_millis(50)).connect_lazy());
@@ -379,8 +520,7 @@ async fn a_late_answer_is_deadline_exceeded_on_the_callers_own_channel() {
     }
 }
 
-#[tokio::test]
-async fn a_timeout_of_zero_sends_nothing() {
+async fn a_timeout_of_zero_sends_nothing<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator).with_timeout(Duration::ZERO);
     let status = client.cancel_operation(NAME).await.expect_err("no time");
@@ -389,8 +529,11 @@ async fn a_timeout_of_zero_sends_nothing() {
     assert_eq!(emulator.accepted_connections(), 0);
 }
 
-#[tokio::test]
-async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_set() {
+async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_set<
+    S: Stack + Sync,
+>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let text = rpc::LocalizedMessage {
         message: "x".repeat(5 << 20),
@@ -419,8 +562,9 @@ async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_se
     assert_eq!(status.code(), Code::ResourceExhausted);
 }
 
-#[tokio::test]
-async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind() {
+async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     emulator.delay(Method::Cancel, Duration::from_secs(3600));
     let client = client(&emulator);
@@ -448,8 +592,7 @@ async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind() {
         .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_calls_at_once_on_one_client_all_succeed() {
+async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let calls: Vec<_> = (0..1000)
@@ -513,4 +656,55 @@ async fn any_stack_will_do() {
         (status.code(), status.origin()),
         (Code::ResourceExhausted, Some(Origin::Client))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_process_a_call_is_retried_as_it_is_over_a_socket() {
+    let emulator = emulator().await;
+    emulator.fail_next(Method::Get, 2, Status::unavailable("later"));
+    let client = OperationsClient::new(emulator.service()).with_retry(RetryPolicy::default());
+    client.get_operation(NAME).await.expect("a third attempt");
+    assert_eq!(emulator.calls().len(), 3);
+}
+
+#[test]
+fn a_runtime_without_timers_is_told_what_it_lacks() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let emulator = emulator().await;
+        let client = over_a_channel(&emulator).with_timeout(Duration::from_secs(5));
+        let status = client.get_operation(NAME).await.expect_err("no timers");
+        assert_eq!(
+            (status.code(), status.origin()),
+            (Code::FailedPrecondition, Some(Origin::Client))
+        );
+        assert_eq!(
+            status.message(),
+            "a call with a timeout needs a tokio runtime with timers: build it with enable_all()"
+        );
+    });
+}
+
+#[tokio::test]
+async fn a_call_that_waited_for_a_stream_tells_what_is_left() {
+    let emulator = Emulator::builder().max_concurrent_streams(1).start().await;
+    let emulator = emulator.expect("a free port");
+    emulator.start_operation(NAME).expect("a new name");
+    emulator.delay(Method::Get, Duration::from_secs(1));
+    let client = OperationsClient::builder(emulator.endpoint())
+        .max_connections(std::num::NonZeroUsize::MIN)
+        .connect()
+        .await
+        .expect("it is there");
+    let (first, second) = tokio::join!(client.get_operation(NAME), client.get_operation(NAME));
+    first.and(second).expect("known");
+    let told: Vec<_> = emulator
+        .calls()
+        .iter()
+        .map(|call| call.timeout().expect("told"))
+        .collect();
+    assert!(told[0] > Duration::from_secs(9), "{told:?}");
+    assert!(told[1] <= Duration::from_secs(9), "{told:?}");
 }
