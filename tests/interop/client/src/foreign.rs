@@ -54,7 +54,8 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     let secure = |which, trust: Trust| {
         let url = https(which);
         async move {
-            let mut builder = OperationsClient::builder(url).ca_certificate(trust.ca);
+            let builder = OperationsClient::builder(url).retry(RetryPolicy::none());
+            let mut builder = builder.ca_certificate(trust.ca);
             if let Some((certificate, key)) = trust.identity {
                 builder = builder.identity(certificate, key);
             }
@@ -84,7 +85,7 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     tls(&cases, certs, secure).await;
 
     let cases = Cases(format!("{server}-server"));
-    crash(&cases, default, channel).await;
+    crash(&cases, default.with_retry(RetryPolicy::none()), channel).await;
 }
 
 /// What must hold whatever carries the calls.
