@@ -1,31 +1,29 @@
 //! The client: the five RPCs, and what every call shares.
 
 mod answer;
-mod deadline;
+mod call;
 mod header;
 mod rpc;
+mod unary;
 mod waits;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
-use tonic::{Code, IntoRequest, Request, Status, body::Body, client::GrpcService};
+use tonic::{IntoRequest, Request, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
-#[cfg(feature = "emulator")]
-pub(crate) use self::deadline::timeout_in;
-use self::{answer::Answering, rpc::Rpc, waits::Waits};
+use self::waits::Waits;
 use crate::{
     auth::AuthInterceptor,
+    deadline,
     operation::Operation,
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-        ListOperationsResponse, WaitOperationRequest, operations_client::OperationsClient as Stub,
+        ListOperationsResponse, WaitOperationRequest,
     },
     retry::{Retry, RetryPolicy},
-    status::{Origin, StatusExt as _, caused, local, mark},
-    transport::{Deadline, Transport},
+    transport::Transport,
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -140,8 +138,9 @@ impl<S> OperationsClient<S> {
 
     /// Shows these credentials with every call.
     ///
-    /// A call waits, within its deadline, while there is no token yet. The server's
-    /// `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is.
+    /// A call waits while there is no token yet: within its deadline, or 10 seconds where it has
+    /// none. An `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is. A request
+    /// whose metadata has an `authorization` keeps it, and gets nothing from these.
     ///
     /// They are sent over whatever connection the stack has, also one without TLS.
     #[must_use]
@@ -285,166 +284,4 @@ impl<S: Stack> OperationsClient<S> {
     ) -> Result<Operation, Status> {
         self.call(request.into_request()).await
     }
-
-    async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
-        self.prepare(&mut request)?;
-        let timeout = deadline::timeout_in(request.metadata())?;
-        let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
-        let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
-        if let Some(auth) = &self.settings.auth {
-            token(auth, deadline).await?;
-        }
-        let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempts(request, None).await;
-        };
-        if deadline <= Instant::now() {
-            return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
-        }
-        match timeout_at(deadline, self.attempts(request, Some(deadline))).await {
-            // A server that times itself may say CANCELLED of its own accord, and so may a
-            // reset that crosses the deadline. The time is up all the same.
-            Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
-                let message = late::<R>(timeout);
-                Err(caused(
-                    Code::DeadlineExceeded,
-                    message,
-                    Origin::Client,
-                    status,
-                ))
-            }
-            Ok(result) => result,
-            Err(_) => Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
-        }
-    }
-
-    /// Refuses what can never be meant, and adds the headers that every attempt carries.
-    fn prepare<R: Rpc>(&self, request: &mut Request<R>) -> Result<(), Status> {
-        let name = request.get_ref().name();
-        let routing = match name {
-            "" if !R::NAME_MAY_BE_EMPTY => {
-                return Err(local(
-                    Code::InvalidArgument,
-                    "the operation's name is empty: give one such as \"operations/1\"",
-                ));
-            }
-            "" => None,
-            name => Some(header::routing(name)?),
-        };
-        let bytes = request.get_ref().encoded_len();
-        if let Some(limit) = self
-            .settings
-            .max_encoding_message_size
-            .filter(|limit| bytes > *limit)
-        {
-            return Err(local(
-                Code::ResourceExhausted,
-                format!("the request is {bytes} bytes: the limit is {limit}"),
-            ));
-        }
-        header::bounded(request.metadata())?;
-        let metadata = request.metadata_mut();
-        if let Some(routing) = routing.filter(|_| R::HAS_HTTP_RULE) {
-            header::or_insert(metadata, header::REQUEST_PARAMS, || routing);
-        }
-        header::or_insert(metadata, header::API_CLIENT, header::api_client);
-        Ok(())
-    }
-
-    async fn attempts<R: Rpc>(
-        &self,
-        request: Request<R>,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
-        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
-            Some(retry) => {
-                let attempt = |before| self.attempt(again(&request, before), deadline);
-                retry.run(deadline, attempt).await
-            }
-            None => self.attempt(request, deadline).await,
-        }
-    }
-
-    async fn attempt<R: Rpc>(
-        &self,
-        mut request: Request<R>,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
-        if let Some(deadline) = deadline {
-            deadline::tell(request.metadata_mut(), deadline);
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        if let Some(auth) = &self.settings.auth {
-            auth.sign(request.metadata_mut())?;
-        }
-        let mut stub = Stub::new(Answering::new(self.stack.clone()));
-        if let Some(limit) = self.settings.max_decoding_message_size {
-            stub = stub.max_decoding_message_size(limit);
-        }
-        match R::send(stub, request).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) => {
-                let status = decided_by_the_stub(status);
-                if let Some(auth) = &self.settings.auth
-                    && status.code() == Code::Unauthenticated
-                    && status.origin() == Some(Origin::Server)
-                {
-                    auth.rejected();
-                }
-                Err(status)
-            }
-        }
-    }
-}
-
-/// The request once more, which says how many attempts were before, see
-/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
-    let mut metadata = request.metadata().clone();
-    if before > 0 {
-        metadata.insert("grpc-previous-rpc-attempts", before.into());
-    }
-    let extensions = request.extensions().clone();
-    Request::from_parts(metadata, extensions, request.get_ref().clone())
-}
-
-/// Waits for a token, as long as the call may take.
-///
-/// # Errors
-///
-/// Why there is none: it is more to the point than that the time was up.
-async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
-    let Some(deadline) = deadline else {
-        return auth.ready().await;
-    };
-    timeout_at(deadline, auth.ready())
-        .await
-        .unwrap_or_else(|_| {
-            let message = "credentials: the first token did not come before the call's deadline";
-            Err(auth
-                .last_failure()
-                .unwrap_or_else(|| local(Code::Unavailable, message)))
-        })
-}
-
-fn late<R: Rpc>(timeout: Duration) -> String {
-    format!("no answer to {} within {timeout:?}", R::METHOD)
-}
-
-/// Notes on a status that no answer brought that the stub made it, of an answer it cannot read or
-/// a request that it will not send.
-fn decided_by_the_stub(status: Status) -> Status {
-    if status.source().is_some() {
-        return status;
-    }
-    let code = match status.code() {
-        // tonic's code for a message beyond the limit; gRPC's is the other.
-        Code::OutOfRange => Code::ResourceExhausted,
-        // tonic's code for a compression that it does not know. The method may well be there.
-        Code::Unimplemented => Code::Internal,
-        code => code,
-    };
-    mark(
-        Status::with_metadata(code, status.message(), status.metadata().clone()),
-        Origin::Client,
-    )
 }

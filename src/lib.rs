@@ -48,11 +48,15 @@
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 
+// Not in `Cargo.toml`, for tests and examples may.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 mod auth;
 mod backoff;
 mod builder;
 mod cancel;
 mod client;
+mod deadline;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod list;

@@ -125,7 +125,7 @@ async fn a_success_stays_one_whatever_stands_beside_it() {
     // In headers it leaves no room for the message that a success has.
     let (code, origin, text) = failure(answering(|| (head(200, entries), vec![]))).await;
     assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
-    assert_eq!(text, "Missing response message.");
+    assert_eq!(text, "cannot read the answer: it has no message");
 }
 
 #[tokio::test]

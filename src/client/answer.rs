@@ -1,113 +1,58 @@
-//! What stands between the stub and the stack: it makes an answer, or the lack of one, a truthful status.
+//! What a stack answers: it becomes the one message of a success, or a truthful status.
 //!
-//! tonic's stub takes a status out of a response too, but it panics on details that are not
-//! base64, drops the code where the message is not UTF-8, and does not tell a server's status from
-//! one of its own making. So every status is made here, and the stub gets to see successes only.
+//! tonic reads a status out of a response too, but it panics on details that are not base64, drops
+//! the code where the message is not UTF-8, and does not tell a server's status from one of its own
+//! making. So every status is made here.
 
-use std::{
-    mem,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::{future::poll_fn, mem, pin::pin};
 
 use base64::{
     Engine as _,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body::Frame;
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
-use pin_project_lite::pin_project;
-use tonic::{Code, Status, body::Body, metadata::MetadataMap};
-use tower::{BoxError, Service};
+use tonic::{Code, Status, metadata::MetadataMap};
+use tower::BoxError;
 
-use super::Stack;
 use crate::status::{Origin, classify, local, mark};
 
-/// The user's stack, for one call.
-pub(crate) struct Answering<S>(Option<S>);
-
-impl<S> Answering<S> {
-    pub(crate) fn new(stack: S) -> Self {
-        Self(Some(stack))
-    }
-}
-
-impl<S: Stack> Service<Request<Body>> for Answering<S> {
-    type Response = Response<AnswerBody<S::ResponseBody>>;
-    type Error = Status;
-    type Future = Answer<S>;
-
-    /// Always ready: the stack's own readiness is awaited within the call, where its failure can
-    /// be classified.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Answer<S> {
-        match self.0.take() {
-            Some(stack) => Answer {
-                state: State::Waiting { stack, request },
-            },
-            None => Answer {
-                state: State::Ended,
-            },
-        }
-    }
-}
-
-pin_project! {
-    /// The future of a response.
-    pub(crate) struct Answer<S: Stack> {
-        #[pin]
-        state: State<S, S::Future>,
-    }
-}
-
-pin_project! {
-    #[project = StateProjection]
-    #[project_replace = StateOwned]
-    enum State<S, F> {
-        Waiting { stack: S, request: Request<Body> },
-        Calling { #[pin] response: F },
-        Ended,
-    }
-}
-
-impl<S: Stack> Future for Answer<S> {
-    type Output = Result<Response<AnswerBody<S::ResponseBody>>, Status>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.project().state;
-        loop {
-            match state.as_mut().project() {
-                StateProjection::Waiting { stack, request } => {
-                    ready!(stack.poll_ready(cx)).map_err(|error| classify(error.into()))?;
-                    let request = mem::take(request);
-                    let response = stack.call(request);
-                    state.set(State::Calling { response });
-                }
-                StateProjection::Calling { response } => {
-                    let response = ready!(response.poll(cx));
-                    state.set(State::Ended);
-                    return Poll::Ready(match response {
-                        Ok(response) => answer(response),
-                        Err(error) => Err(classify(error.into())),
-                    });
-                }
-                StateProjection::Ended => {
-                    let message = "an answer was asked for twice";
-                    return Poll::Ready(Err(local(Code::Internal, message)));
-                }
+/// Reads an answer to its end.
+///
+/// # Errors
+///
+/// The server's status, if it is not OK. `INTERNAL`: there is no message, or not all of it, or it
+/// is compressed, which was not asked for. `RESOURCE_EXHAUSTED`: it is larger than the limit.
+/// `UNKNOWN` and others: the answer has no status.
+pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Bytes, Status>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let mut ended = begins(&mut response)?;
+    let mut message = Message::new(limit);
+    let mut body = pin!(response.into_body());
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|error| classify(error.into()))?;
+        match frame.into_data() {
+            Ok(data) => message.push(data)?,
+            Err(frame) => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                take_status(&mut trailers).ok_or_else(cut_off)??;
+                ended = true;
+                break;
             }
         }
     }
+    match ended {
+        true => message.end(),
+        false => Err(cut_off()),
+    }
 }
 
-/// Takes a response for a success so far, or for the status that it is.
-fn answer<B>(mut response: Response<B>) -> Result<Response<AnswerBody<B>>, Status> {
+/// Looks at the head of an answer; returns whether the status, which is OK, has come with it.
+fn begins<B>(response: &mut Response<B>) -> Result<bool, Status> {
     // Where an interceptor refuses, or a server runs in process, the status itself comes along:
     // through the headers it would lose its source.
     if let Some(status) = response
@@ -117,14 +62,15 @@ fn answer<B>(mut response: Response<B>) -> Result<Response<AnswerBody<B>>, Statu
     {
         return Err(mark(status.clone(), Origin::Client));
     }
-    if let Some(status) = take_status(response.headers_mut()) {
-        status?;
-        return Ok(response.map(|inner| AnswerBody { inner, ended: true }));
-    }
-    let content_type = response.headers().get(CONTENT_TYPE);
+    let ended = match take_status(response.headers_mut()) {
+        Some(status) => status.map(|()| true)?,
+        None => false,
+    };
+    let headers = response.headers();
+    let content_type = headers.get(CONTENT_TYPE);
     let is_grpc =
         content_type.is_none_or(|value| value.as_bytes().starts_with(b"application/grpc"));
-    if response.status() != StatusCode::OK || !is_grpc {
+    if !ended && (response.status() != StatusCode::OK || !is_grpc) {
         let what = match content_type {
             Some(value) => format!("content-type {value:?}"),
             None => "no content-type".to_owned(),
@@ -137,52 +83,97 @@ fn answer<B>(mut response: Response<B>) -> Result<Response<AnswerBody<B>>, Statu
             ),
         ));
     }
-    Ok(response.map(|inner| AnswerBody {
-        inner,
-        ended: false,
-    }))
-}
-
-pin_project! {
-    /// The body of an answer. It ends with a status of OK, or with an error.
-    pub(crate) struct AnswerBody<B> {
-        #[pin]
-        inner: B,
-        // Whether the status has come.
-        ended: bool,
+    match headers.get("grpc-encoding") {
+        Some(encoding) if encoding != "identity" => {
+            Err(unreadable(format!("it is compressed with {encoding:?}")))
+        }
+        _ => Ok(ended),
     }
 }
 
-impl<B: http_body::Body<Data = Bytes, Error: Into<BoxError>>> http_body::Body for AnswerBody<B> {
-    type Data = Bytes;
-    type Error = Status;
+/// The message of an answer, as it comes in. What comes after it is passed over.
+struct Message {
+    limit: usize,
+    /// The first piece, which is commonly all.
+    first: Bytes,
+    /// All of it, once there are more.
+    joined: BytesMut,
+}
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.project();
-        let frame = match ready!(this.inner.poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(classify(error.into())))),
-            None if *this.ended => return Poll::Ready(None),
-            None => return Poll::Ready(Some(Err(cut_off()))),
-        };
-        let mut trailers = match frame.into_trailers() {
-            Ok(trailers) => trailers,
-            Err(frame) => return Poll::Ready(Some(Ok(frame))),
-        };
-        *this.ended = true;
-        Poll::Ready(Some(match take_status(&mut trailers) {
-            Some(Ok(())) => Ok(Frame::trailers(trailers)),
-            Some(Err(status)) => Err(status),
-            None => Err(cut_off()),
-        }))
+impl Message {
+    /// A flag that says whether the message is compressed, and its length.
+    const PREFIX: usize = 5;
+
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            first: Bytes::new(),
+            joined: BytesMut::new(),
+        }
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.ended && self.inner.is_end_stream()
+    fn push(&mut self, data: Bytes) -> Result<(), Status> {
+        if self.bytes().is_empty() {
+            self.first = data;
+        } else if !self.is_whole()? {
+            self.joined.extend_from_slice(&mem::take(&mut self.first));
+            self.joined.extend_from_slice(&data);
+        }
+        // Too long a message ends here, before it is taken in.
+        self.is_whole().map(drop)
     }
+
+    fn bytes(&self) -> &[u8] {
+        match self.joined.is_empty() {
+            true => &self.first,
+            false => &self.joined,
+        }
+    }
+
+    fn is_whole(&self) -> Result<bool, Status> {
+        let length = self.length()?;
+        Ok(length.is_some_and(|length| self.bytes().len() >= Self::PREFIX + length))
+    }
+
+    /// The length of the message, once its prefix is there.
+    fn length(&self) -> Result<Option<usize>, Status> {
+        let Some([flag, length @ ..]) = self.bytes().first_chunk::<{ Self::PREFIX }>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*length) as usize;
+        match flag {
+            0 if length > self.limit => Err(local(
+                Code::ResourceExhausted,
+                format!(
+                    "the answer is {length} bytes: the limit is {} bytes",
+                    self.limit
+                ),
+            )),
+            0 => Ok(Some(length)),
+            1 => Err(unreadable("it is compressed, and does not say how")),
+            _ => Err(unreadable(format!("it begins with the byte {flag}"))),
+        }
+    }
+
+    fn end(self) -> Result<Bytes, Status> {
+        let length = match (self.length()?, self.is_whole()?) {
+            (Some(length), true) => length,
+            _ if self.bytes().is_empty() => return Err(unreadable("it has no message")),
+            _ => return Err(unreadable("it ended within its message")),
+        };
+        let mut message = match self.joined.is_empty() {
+            true => self.first,
+            false => self.joined.freeze(),
+        };
+        message.advance(Self::PREFIX);
+        message.truncate(length);
+        Ok(message)
+    }
+}
+
+/// The status of a success whose answer is not what it should be.
+pub(crate) fn unreadable(why: impl std::fmt::Display) -> Status {
+    local(Code::Internal, format!("cannot read the answer: {why}"))
 }
 
 fn cut_off() -> Status {
@@ -219,16 +210,15 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Reads the server's status out of headers or trailers, if it is there.
 ///
-/// Whatever the bytes, what can be understood of them is kept. Of a status of OK only
-/// `grpc-status` stays in the headers, for tonic reads them once more.
+/// Whatever the bytes, what can be understood of them is kept.
 fn take_status(headers: &mut HeaderMap) -> Option<Result<(), Status>> {
     let code = Code::from_bytes(headers.get(Status::GRPC_STATUS)?.as_bytes());
-    let message = headers.remove(Status::GRPC_MESSAGE);
-    let details = headers.remove(Status::GRPC_STATUS_DETAILS);
     if code == Code::Ok {
         return Some(Ok(()));
     }
     headers.remove(Status::GRPC_STATUS);
+    let message = headers.remove(Status::GRPC_MESSAGE);
+    let details = headers.remove(Status::GRPC_STATUS_DETAILS);
     let message = message
         .as_ref()
         .map_or(&b""[..], |message| message.as_bytes());

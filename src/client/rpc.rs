@@ -3,20 +3,19 @@
 use std::time::Duration;
 
 use prost::Message;
-use tonic::{Request, Response, Status};
 
-use super::{Stack, Timeout, answer::Answering};
+use super::Timeout;
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-    ListOperationsResponse, Operation, WaitOperationRequest,
-    operations_client::OperationsClient as Stub,
+    ListOperationsResponse, Operation, WaitOperationRequest, duration,
 };
 
 /// A request message, and the RPC that it belongs to.
 pub(crate) trait Rpc: Clone + Message + Sized + 'static {
-    type Answer;
+    type Answer: Default + Message;
 
     const METHOD: &'static str;
+    const PATH: &'static str;
 
     /// Whether the service's HTTP rules know it. Routing headers are for those which they know.
     const HAS_HTTP_RULE: bool = true;
@@ -32,27 +31,16 @@ pub(crate) trait Rpc: Clone + Message + Sized + 'static {
     fn timeout(&self, client: Timeout) -> Option<Duration> {
         client.any()
     }
-
-    fn send<S: Stack>(
-        stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
 }
 
 impl Rpc for CancelOperationRequest {
     type Answer = ();
 
     const METHOD: &'static str = "CancelOperation";
+    const PATH: &'static str = "/google.longrunning.Operations/CancelOperation";
 
     fn name(&self) -> &str {
         &self.name
-    }
-
-    async fn send<S: Stack>(
-        mut stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> Result<Response<()>, Status> {
-        stub.cancel_operation(request).await
     }
 }
 
@@ -60,16 +48,10 @@ impl Rpc for GetOperationRequest {
     type Answer = Operation;
 
     const METHOD: &'static str = "GetOperation";
+    const PATH: &'static str = "/google.longrunning.Operations/GetOperation";
 
     fn name(&self) -> &str {
         &self.name
-    }
-
-    async fn send<S: Stack>(
-        mut stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> Result<Response<Operation>, Status> {
-        stub.get_operation(request).await
     }
 }
 
@@ -77,16 +59,10 @@ impl Rpc for DeleteOperationRequest {
     type Answer = ();
 
     const METHOD: &'static str = "DeleteOperation";
+    const PATH: &'static str = "/google.longrunning.Operations/DeleteOperation";
 
     fn name(&self) -> &str {
         &self.name
-    }
-
-    async fn send<S: Stack>(
-        mut stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> Result<Response<()>, Status> {
-        stub.delete_operation(request).await
     }
 }
 
@@ -94,17 +70,11 @@ impl Rpc for ListOperationsRequest {
     type Answer = ListOperationsResponse;
 
     const METHOD: &'static str = "ListOperations";
+    const PATH: &'static str = "/google.longrunning.Operations/ListOperations";
     const NAME_MAY_BE_EMPTY: bool = true;
 
     fn name(&self) -> &str {
         &self.name
-    }
-
-    async fn send<S: Stack>(
-        mut stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> Result<Response<ListOperationsResponse>, Status> {
-        stub.list_operations(request).await
     }
 }
 
@@ -112,6 +82,7 @@ impl Rpc for WaitOperationRequest {
     type Answer = Operation;
 
     const METHOD: &'static str = "WaitOperation";
+    const PATH: &'static str = "/google.longrunning.Operations/WaitOperation";
     const HAS_HTTP_RULE: bool = false;
     const MAY_BE_RETRIED: bool = false;
 
@@ -122,17 +93,10 @@ impl Rpc for WaitOperationRequest {
     fn timeout(&self, client: Timeout) -> Option<Duration> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
-        let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
+        let wait = self.timeout.and_then(duration);
         match wait {
             Some(wait) => client.any().map(|_| wait.saturating_add(MARGIN)),
             None => client.set,
         }
-    }
-
-    async fn send<S: Stack>(
-        mut stub: Stub<Answering<S>>,
-        request: Request<Self>,
-    ) -> Result<Response<Operation>, Status> {
-        stub.wait_operation(request).await
     }
 }

@@ -1,0 +1,40 @@
+//! `longrunning` beside its peers: see `README.md`.
+
+mod allocations;
+mod callgrind;
+mod client;
+mod memory;
+mod plan;
+mod record;
+mod server;
+mod spawn;
+mod table;
+mod variants;
+
+use std::{env, process::ExitCode};
+
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    let command = arguments.next().unwrap_or_else(|| "table".to_owned());
+    let rest: Vec<String> = arguments.collect();
+    let done = match command.as_str() {
+        "table" => table::run(&rest),
+        "callgrind" => callgrind::run(&rest),
+        // The parts that the two above start, each in a process of its own.
+        "server" => server::run(&rest),
+        "client" => client::run(&rest),
+        _ => Err(format!("{command}: say `table` or `callgrind`").into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Result<T = (), E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;

@@ -1,0 +1,194 @@
+//! The table: all variants beside each other, in rounds.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    Result,
+    plan::{Length, Plan},
+    record::{Record, median},
+    variants::NAMES,
+};
+
+/// What the machine may be doing besides hits all variants of a round alike, and not every round.
+const ROUNDS: usize = 5;
+
+/// Prints the table. `rounds=` and `millis=` may be given; other arguments are the variants.
+pub(crate) fn run(arguments: &[String]) -> Result {
+    let mut rounds = ROUNDS;
+    let mut time = Duration::from_secs(1);
+    let mut names = Vec::new();
+    for argument in arguments {
+        match argument.split_once('=') {
+            Some(("rounds", value)) => rounds = value.parse()?,
+            Some(("millis", value)) => time = Duration::from_millis(value.parse()?),
+            _ => names.push(argument.as_str()),
+        }
+    }
+    if names.is_empty() {
+        names.extend(NAMES);
+    }
+    println!(
+        "Medians of {rounds} interleaved rounds; x is the ratio to the first variant, taken within each round.\n"
+    );
+    println!(
+        "| load | variant | calls/s | x | CPU a call, us | x | p50, ms | p99, ms | x | p99.9, ms | allocations a call | bytes allocated | bytes sent |"
+    );
+    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    for plan in plans(time) {
+        scenario(&plan, rounds, &names);
+    }
+    println!("\n| memory | idle client, KiB | a call in flight, KiB |");
+    println!("|---|--:|--:|");
+    let plan = Plan {
+        concurrency: 1_000,
+        delay: Duration::from_secs(2),
+        length: Length::Memory,
+        ..Plan::default()
+    };
+    for name in names {
+        let found: Vec<_> = (0..rounds.min(3)).map(|_| measure(name, &plan)).collect();
+        match found.into_iter().collect::<Result<Vec<_>>>() {
+            Ok(found) => println!(
+                "| {name} | {} | {} |",
+                number(middle(&found, "idle") / 1024.0),
+                number(middle(&found, "in_flight") / 1024.0),
+            ),
+            Err(error) => println!("| {name} | {error} | |"),
+        }
+    }
+    Ok(())
+}
+
+fn plans(time: Duration) -> Vec<Plan> {
+    let base = Plan {
+        length: Length::Time(time),
+        ..Plan::default()
+    };
+    let at = |concurrency| Plan {
+        concurrency,
+        ..base.clone()
+    };
+    let slow = |concurrency, streams| Plan {
+        delay: Duration::from_millis(10),
+        streams,
+        ..at(concurrency)
+    };
+    let on = |threads, plan| Plan { threads, ..plan };
+    let tls = |plan| Plan { tls: true, ..plan };
+    vec![
+        at(1),
+        at(64),
+        at(256),
+        at(1_000),
+        on(2, at(64)),
+        on(2, at(1_000)),
+        tls(at(64)),
+        tls(at(1_000)),
+        slow(1_000, 100),
+        slow(200, 10),
+    ]
+}
+
+/// Runs every variant once a round, and prints a line for each.
+fn scenario(plan: &Plan, rounds: usize, names: &[&str]) {
+    let mut found: Vec<Result<Vec<Record>>> = names.iter().map(|_| Ok(Vec::new())).collect();
+    for _ in 0..rounds {
+        for (name, found) in names.iter().zip(&mut found) {
+            if let Ok(records) = found {
+                match measure(name, plan) {
+                    Ok(record) => records.push(record),
+                    Err(error) => *found = Err(error),
+                }
+            }
+        }
+    }
+    let baseline = found
+        .first()
+        .and_then(|found| found.as_ref().ok())
+        .cloned()
+        .unwrap_or_default();
+    for (name, found) in names.iter().zip(&found) {
+        let records = match found {
+            Ok(records) => records,
+            Err(error) => {
+                println!("| {plan} | {name} | {error} ||||||||||||");
+                continue;
+            }
+        };
+        let ratio = |key| {
+            let pairs = records.iter().zip(&baseline);
+            let ratios = pairs.filter_map(|(own, base)| Some(own.get(key)? / base.get(key)?));
+            format!("{:.2}", median(ratios.collect()))
+        };
+        let figure = |key, unit| number(middle(records, key) / unit);
+        let note = match middle(records, "server_cpu") > middle(records, "cpu") {
+            true => " (the server used more CPU)",
+            false => "",
+        };
+        println!(
+            "| {plan} | {name}{note} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            figure("rate", 1.0),
+            ratio("rate"),
+            figure("cpu", 1.0),
+            ratio("cpu"),
+            figure("p50", 1e3),
+            figure("p99", 1e3),
+            ratio("p99"),
+            figure("p999", 1e3),
+            figure("allocations", 1.0),
+            figure("allocated", 1.0),
+            figure("sent", 1.0),
+        );
+    }
+}
+
+/// Starts a process that measures.
+fn measure(name: &str, plan: &Plan) -> Result<Record> {
+    let own = env::current_exe()?;
+    let output = match name {
+        "google-api-core" => {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+            Command::new(python(folder)?)
+                .arg(folder.join("python/client.py"))
+                .arg(own)
+                .args(plan.arguments())
+                .output()?
+        }
+        _ => Command::new(own)
+            .args(["client", name])
+            .args(plan.arguments())
+            .output()?,
+    };
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(text.lines().last().unwrap_or("it failed").into());
+    }
+    Ok(Record::parse(&String::from_utf8(output.stdout)?))
+}
+
+fn python(folder: &Path) -> Result<PathBuf> {
+    let python = folder.join("target/venv/bin/python");
+    match python.exists() {
+        true => Ok(python),
+        false => Err("there is no Python with google-api-core".into()),
+    }
+}
+
+fn middle(records: &[Record], key: &str) -> f64 {
+    median(records.iter().filter_map(|record| record.get(key)).collect())
+}
+
+/// With three digits that count.
+fn number(value: f64) -> String {
+    match value {
+        _ if value.is_nan() => "-".to_owned(),
+        ..10.0 => format!("{value:.2}"),
+        ..100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
