@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -44,8 +44,8 @@ pub(crate) struct Connection {
     /// The traffic's reads when it became suspect: it is suspect while they stay that many.
     suspect: AtomicUsize,
     suspected: Notify,
-    /// Whether a ping may be sent that a strict server would not punish.
-    may_ping: AtomicBool,
+    /// When it was pinged since it answered a call last: in milliseconds after it was opened, or 0.
+    pinged: AtomicU64,
     /// Whether the pool has let go of it.
     retired: AtomicBool,
     end: OnceLock<End>,
@@ -116,8 +116,8 @@ impl Connection {
 
     /// Notes that a call was answered; returns whether it was the first one.
     pub(crate) fn answered(&self) -> bool {
-        if !self.may_ping.load(Ordering::Relaxed) {
-            self.may_ping.store(true, Ordering::Relaxed);
+        if self.pinged.load(Ordering::Relaxed) != 0 {
+            self.pinged.store(0, Ordering::Relaxed);
         }
         !self.has_answered() && !self.answered.swap(true, Ordering::Relaxed)
     }
@@ -129,13 +129,27 @@ impl Connection {
     /// Suspects the connection: nothing has come on it since its reads were so many, although a
     /// call waited for an answer until its deadline.
     pub(crate) fn suspect(&self, reads: usize) {
-        if self.traffic.reads() == reads
-            && !self.is_suspect()
-            && self.may_ping.swap(false, Ordering::Relaxed)
-        {
+        if self.traffic.reads() == reads && !self.is_suspect() && self.may_ping() {
             self.suspect.store(reads, Ordering::Relaxed);
             self.suspected.notify_one();
         }
+    }
+
+    /// Whether a strict server would take a ping. If so, the caller is to send it.
+    fn may_ping(&self) -> bool {
+        let pinged = self.pinged.load(Ordering::Relaxed);
+        let next = Duration::from_millis(pinged) + STRICT;
+        let early = pinged != 0 && self.opened.elapsed() < next;
+        !early && self.note_ping(pinged)
+    }
+
+    /// Notes a ping, unless another was noted since.
+    fn note_ping(&self, last: u64) -> bool {
+        let now = self.opened.elapsed().as_millis().try_into();
+        let now = now.unwrap_or(u64::MAX).max(1);
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        let noted = self.pinged.compare_exchange(last, now, success, failure);
+        noted.is_ok()
     }
 
     /// The status of a call that failed on this connection.
@@ -225,7 +239,7 @@ impl Driver {
             answered: false.into(),
             suspect: NOT_SUSPECT.into(),
             suspected: Notify::new(),
-            may_ping: true.into(),
+            pinged: 0.into(),
             retired: false.into(),
             end: OnceLock::new(),
         });
@@ -347,18 +361,14 @@ async fn watch(
 
 /// Returns when a ping stayed unanswered.
 async fn dead(connection: &Connection, mut ping: PingPong, limits: &Limits) -> Duration {
-    let mut pinged: Option<Instant> = None;
     loop {
         let patience = tokio::select! {
             () = connection.suspected.notified() => SUSPECT_PATIENCE,
-            () = quiet(connection, limits.keepalive) => limits.keepalive_timeout,
-            () = lenient(pinged), if pinged.is_some() => {
-                connection.may_ping.store(true, Ordering::Relaxed);
-                pinged = None;
-                continue;
+            () = quiet(connection, limits.keepalive) => {
+                connection.note_ping(connection.pinged.load(Ordering::Relaxed));
+                limits.keepalive_timeout
             }
         };
-        pinged = Some(Instant::now());
         let mut reads = connection.traffic.reads();
         if ping.send_ping(Ping::opaque()).is_err() {
             continue;
@@ -382,14 +392,6 @@ async fn quiet(connection: &Connection, interval: Duration) {
         if connection.calls() > 0 && connection.traffic.reads() == reads {
             return;
         }
-    }
-}
-
-/// Returns when a strict server would take another ping.
-async fn lenient(pinged: Option<Instant>) {
-    match pinged {
-        Some(pinged) => tokio::time::sleep_until(pinged + STRICT).await,
-        None => pending().await,
     }
 }
 

@@ -112,7 +112,7 @@ impl Pool {
         turn: &mut Turn,
         deadline: Option<Instant>,
     ) -> Result<Lease, Status> {
-        let (receiver, _place) = {
+        let (mut receiver, _place) = {
             let mut state = self.lock();
             let first = state.waiting.first_key_value().map(|(&first, _)| first);
             if first.is_none_or(|first| turn.0.is_some_and(|turn| turn < first))
@@ -136,7 +136,7 @@ impl Pool {
             (receiver, Place { pool: self, turn })
         };
         self.serve();
-        match receiver.await {
+        match (&mut receiver).await {
             Ok(result) => result.map(|lease| lease.until(deadline)),
             // Cannot be: who takes a sender out of the queue sends, and the pool is alive.
             Err(_) => Err(local(Code::Internal, "the queue for connections is gone")),
@@ -384,7 +384,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let late = || self.deadline.is_some_and(|at| Instant::now() >= at);
-        if !self.completed && late() {
+        let sent = self.sender.is_none();
+        if sent && !self.completed && late() {
             self.connection.suspect(self.reads);
         }
         self.pool.returned(&self.connection);
