@@ -11,12 +11,15 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, IntoRequest, Request, Status, body::Body, client::GrpcService};
+use tonic::{
+    Code, IntoRequest, Request, Status, body::Body, client::GrpcService,
+    metadata::AsciiMetadataValue,
+};
 use tower::BoxError;
 
 #[cfg(feature = "emulator")]
 pub(crate) use self::deadline::timeout_in;
-use self::{rpc::Rpc, waits::Waits};
+use self::{rpc::Rpc, unary::Call, waits::Waits};
 use crate::{
     auth::AuthInterceptor,
     operation::Operation,
@@ -287,21 +290,22 @@ impl<S: Stack> OperationsClient<S> {
         self.call(request.into_request()).await
     }
 
-    async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
-        self.prepare(&mut request)?;
+    async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
+        let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         if let Some(auth) = &self.settings.auth {
             token(auth, deadline).await?;
         }
+        let call = Call::new(request, routing);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempts(request, None).await;
+            return self.attempts(&call, None).await;
         };
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        match timeout_at(deadline, self.attempts(request, Some(deadline))).await {
+        match timeout_at(deadline, self.attempts(&call, Some(deadline))).await {
             // A server that times itself may say CANCELLED of its own accord, and so may a
             // reset that crosses the deadline. The time is up all the same.
             Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
@@ -318,8 +322,8 @@ impl<S: Stack> OperationsClient<S> {
         }
     }
 
-    /// Refuses what can never be meant, and adds the headers that every attempt carries.
-    fn prepare<R: Rpc>(&self, request: &mut Request<R>) -> Result<(), Status> {
+    /// Refuses what can never be meant; returns the routing header.
+    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<AsciiMetadataValue>, Status> {
         let name = request.get_ref().name();
         let routing = match name {
             "" if !R::NAME_MAY_BE_EMPTY => {
@@ -342,42 +346,41 @@ impl<S: Stack> OperationsClient<S> {
             ));
         }
         header::bounded(request.metadata())?;
-        let metadata = request.metadata_mut();
-        if let Some(routing) = routing.filter(|_| R::HAS_HTTP_RULE) {
-            header::or_insert(metadata, header::REQUEST_PARAMS, || routing);
-        }
-        header::or_insert(metadata, header::API_CLIENT, header::api_client);
-        Ok(())
+        Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
     async fn attempts<R: Rpc>(
         &self,
-        request: Request<R>,
+        call: &Call<R>,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
         match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
             Some(retry) => {
-                let attempt = |before| self.attempt(again(&request, before), deadline);
+                let attempt = |before| self.attempt(call, before, deadline);
                 retry.run(deadline, attempt).await
             }
-            None => self.attempt(request, deadline).await,
+            None => self.attempt(call, 0, deadline).await,
         }
     }
 
     async fn attempt<R: Rpc>(
         &self,
-        mut request: Request<R>,
+        call: &Call<R>,
+        before: u32,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
+        let mut metadata = call.metadata(before);
         if let Some(deadline) = deadline {
-            deadline::tell(request.metadata_mut(), deadline);
-            request.extensions_mut().insert(Deadline(deadline));
+            deadline::tell(&mut metadata, deadline);
         }
         if let Some(auth) = &self.settings.auth {
-            auth.sign(request.metadata_mut())?;
+            auth.sign(&mut metadata)?;
         }
         let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
-        let result = unary::call(self.stack.clone(), request, limit).await;
+        let stack = self.stack.clone();
+        let result = call
+            .attempt(stack, metadata, deadline.map(Deadline), limit)
+            .await;
         if let Some(auth) = &self.settings.auth
             && let Err(status) = &result
             && status.code() == Code::Unauthenticated
@@ -387,17 +390,6 @@ impl<S: Stack> OperationsClient<S> {
         }
         result
     }
-}
-
-/// The request once more, which says how many attempts were before, see
-/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
-    let mut metadata = request.metadata().clone();
-    if before > 0 {
-        metadata.insert("grpc-previous-rpc-attempts", before.into());
-    }
-    let extensions = request.extensions().clone();
-    Request::from_parts(metadata, extensions, request.get_ref().clone())
 }
 
 /// Waits for a token, as long as the call may take.

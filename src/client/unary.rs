@@ -1,64 +1,117 @@
-//! One attempt of a call, as gRPC frames it.
+//! A call, and each attempt of it, as gRPC frames them.
 //!
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
-//! that is a sixth of a call's instructions, and most of the memory that it takes. See `bench`.
+//! that is most of the memory that a call takes. See `bench`.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, marker::PhantomData};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
-    HeaderName, HeaderValue, Method, Version,
+    Extensions, HeaderName, HeaderValue, Method, Version,
     header::{CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
 use http_body_util::Full;
 use prost::Message as _;
-use tonic::{GrpcMethod, Request, Status, body::Body};
+use tonic::{
+    GrpcMethod, Request, Status,
+    body::Body,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
-use super::{Stack, answer, rpc::Rpc};
-use crate::status::classify;
+use super::{Stack, answer, header, rpc::Rpc};
+use crate::{status::classify, transport::Deadline};
 
-/// Sends a request, and reads the answer to its end.
-pub(crate) async fn call<R: Rpc, S: Stack>(
-    mut stack: S,
-    request: Request<R>,
-    limit: usize,
-) -> Result<R::Answer, Status> {
-    let request = framed(request);
-    poll_fn(|cx| stack.poll_ready(cx))
-        .await
-        .map_err(|error| classify(error.into()))?;
-    let response = stack
-        .call(request)
-        .await
-        .map_err(|error| classify(error.into()))?;
-    let message = answer::message(response, limit).await?;
-    R::Answer::decode(message).map_err(answer::unreadable)
+/// What all attempts of a call have in common.
+pub(crate) struct Call<R> {
+    /// The caller's own.
+    metadata: MetadataMap,
+    extensions: Extensions,
+    routing: Option<AsciiMetadataValue>,
+    message: Bytes,
+    rpc: PhantomData<fn(R)>,
 }
 
 /// What the protocol itself says in headers: not for the caller to set.
-const RESERVED: [HeaderName; 3] = [
+const RESERVED: [HeaderName; 5] = [
+    TE,
+    CONTENT_TYPE,
     Status::GRPC_STATUS,
     Status::GRPC_MESSAGE,
     HeaderName::from_static("grpc-message-type"),
 ];
 
-fn framed<R: Rpc>(request: Request<R>) -> http::Request<Body> {
-    let (metadata, mut extensions, message) = request.into_parts();
-    let mut headers = metadata.into_headers();
-    for name in &RESERVED {
-        headers.remove(name);
+/// So many are added to the caller's on the way, or a few less.
+const HEADERS: usize = 9;
+
+impl<R: Rpc> Call<R> {
+    pub(crate) fn new(request: Request<R>, routing: Option<AsciiMetadataValue>) -> Self {
+        let (metadata, mut extensions, message) = request.into_parts();
+        let mut headers = metadata.into_headers();
+        for name in &RESERVED {
+            headers.remove(name);
+        }
+        // As the generated stub does, for layers of the stack.
+        extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
+        Self {
+            metadata: MetadataMap::from_headers(headers),
+            extensions,
+            routing,
+            message: prefixed(&message),
+            rpc: PhantomData,
+        }
     }
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
-    let mut request = http::Request::new(Body::new(Full::new(prefixed(&message))));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
-    *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = headers;
-    *request.extensions_mut() = extensions;
-    request
+
+    /// The headers of an attempt, which says how many were before, see
+    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
+    pub(crate) fn metadata(&self, before: u32) -> MetadataMap {
+        let mut metadata = self.metadata.clone();
+        metadata.reserve(HEADERS);
+        if let Some(routing) = &self.routing {
+            header::or_insert(&mut metadata, header::REQUEST_PARAMS, || routing.clone());
+        }
+        header::or_insert(&mut metadata, header::API_CLIENT, header::api_client);
+        if before > 0 {
+            metadata.insert("grpc-previous-rpc-attempts", before.into());
+        }
+        metadata
+    }
+
+    /// Sends the request, and reads the answer to its end.
+    pub(crate) async fn attempt<S: Stack>(
+        &self,
+        mut stack: S,
+        metadata: MetadataMap,
+        deadline: Option<Deadline>,
+        limit: usize,
+    ) -> Result<R::Answer, Status> {
+        let mut request = self.request(metadata);
+        if let Some(deadline) = deadline {
+            request.extensions_mut().insert(deadline);
+        }
+        poll_fn(|cx| stack.poll_ready(cx))
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let response = stack
+            .call(request)
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let message = answer::message(response, limit).await?;
+        R::Answer::decode(message).map_err(answer::unreadable)
+    }
+
+    fn request(&self, metadata: MetadataMap) -> http::Request<Body> {
+        let mut headers = metadata.into_headers();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = headers;
+        *request.extensions_mut() = self.extensions.clone();
+        request
+    }
 }
 
 /// A message, not compressed, after its length.
