@@ -10,11 +10,9 @@ mod waits;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http::HeaderValue;
 use tokio::time::{Instant, timeout_at};
-use tonic::{
-    Code, IntoRequest, Request, Status, body::Body, client::GrpcService,
-    metadata::AsciiMetadataValue,
-};
+use tonic::{Code, IntoRequest, Request, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
 #[cfg(feature = "emulator")]
@@ -323,7 +321,7 @@ impl<S: Stack> OperationsClient<S> {
     }
 
     /// Refuses what can never be meant; returns the routing header.
-    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<AsciiMetadataValue>, Status> {
+    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<HeaderValue>, Status> {
         let name = request.get_ref().name();
         let routing = match name {
             "" if !R::NAME_MAY_BE_EMPTY => {

@@ -13,13 +13,13 @@ use http::{
 };
 use http_body_util::Full;
 use prost::Message as _;
-use tonic::{
-    GrpcMethod, Request, Status,
-    body::Body,
-    metadata::{AsciiMetadataValue, MetadataMap},
-};
+use tonic::{GrpcMethod, Request, Status, body::Body, metadata::MetadataMap};
 
-use super::{Stack, answer, header, rpc::Rpc};
+use super::{
+    Stack, answer,
+    header::{self, API_CLIENT, REQUEST_PARAMS},
+    rpc::Rpc,
+};
 use crate::{status::classify, transport::Deadline};
 
 /// What all attempts of a call have in common.
@@ -27,7 +27,7 @@ pub(crate) struct Call<R> {
     /// The caller's own.
     metadata: MetadataMap,
     extensions: Extensions,
-    routing: Option<AsciiMetadataValue>,
+    routing: Option<HeaderValue>,
     message: Bytes,
     rpc: PhantomData<fn(R)>,
 }
@@ -45,14 +45,12 @@ const RESERVED: [HeaderName; 5] = [
 const HEADERS: usize = 9;
 
 impl<R: Rpc> Call<R> {
-    pub(crate) fn new(request: Request<R>, routing: Option<AsciiMetadataValue>) -> Self {
-        let (metadata, mut extensions, message) = request.into_parts();
+    pub(crate) fn new(request: Request<R>, routing: Option<HeaderValue>) -> Self {
+        let (metadata, extensions, message) = request.into_parts();
         let mut headers = metadata.into_headers();
         for name in &RESERVED {
             headers.remove(name);
         }
-        // As the generated stub does, for layers of the stack.
-        extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
         Self {
             metadata: MetadataMap::from_headers(headers),
             extensions,
@@ -65,16 +63,22 @@ impl<R: Rpc> Call<R> {
     /// The headers of an attempt, which says how many were before, see
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
     pub(crate) fn metadata(&self, before: u32) -> MetadataMap {
-        let mut metadata = self.metadata.clone();
-        metadata.reserve(HEADERS);
-        if let Some(routing) = &self.routing {
-            header::or_insert(&mut metadata, header::REQUEST_PARAMS, || routing.clone());
+        let mut headers = self.metadata.clone().into_headers();
+        headers.reserve(HEADERS);
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(routing) = &self.routing
+            && !self.metadata.contains_key(REQUEST_PARAMS.as_str())
+        {
+            headers.insert(REQUEST_PARAMS, routing.clone());
         }
-        header::or_insert(&mut metadata, header::API_CLIENT, header::api_client);
+        if !self.metadata.contains_key(API_CLIENT.as_str()) {
+            headers.insert(API_CLIENT, header::api_client());
+        }
         if before > 0 {
-            metadata.insert("grpc-previous-rpc-attempts", before.into());
+            headers.insert("grpc-previous-rpc-attempts", before.into());
         }
-        metadata
+        MetadataMap::from_headers(headers)
     }
 
     /// Sends the request, and reads the answer to its end.
@@ -85,10 +89,7 @@ impl<R: Rpc> Call<R> {
         deadline: Option<Deadline>,
         limit: usize,
     ) -> Result<R::Answer, Status> {
-        let mut request = self.request(metadata);
-        if let Some(deadline) = deadline {
-            request.extensions_mut().insert(deadline);
-        }
+        let request = self.request(metadata, deadline);
         poll_fn(|cx| stack.poll_ready(cx))
             .await
             .map_err(|error| classify(error.into()))?;
@@ -100,16 +101,19 @@ impl<R: Rpc> Call<R> {
         R::Answer::decode(message).map_err(answer::unreadable)
     }
 
-    fn request(&self, metadata: MetadataMap) -> http::Request<Body> {
-        let mut headers = metadata.into_headers();
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    fn request(&self, metadata: MetadataMap, deadline: Option<Deadline>) -> http::Request<Body> {
+        let mut extensions = self.extensions.clone();
+        // As the generated stub does, for layers of the stack.
+        extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
+        if let Some(deadline) = deadline {
+            extensions.insert(deadline);
+        }
         let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = headers;
-        *request.extensions_mut() = self.extensions.clone();
+        *request.headers_mut() = metadata.into_headers();
+        *request.extensions_mut() = extensions;
         request
     }
 }
