@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn calls_with_the_same_timeout_tell_the_same() {
-        for spent in [1, 1_000, 5_000_000, 99_000_000] {
+        for spent in [1, 1_000, 9_000_000] {
             let left = Duration::from_secs(10) - Duration::from_nanos(spent);
             assert_eq!(grpc_timeout(rounded_up(left)), "10000000u");
         }
