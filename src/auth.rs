@@ -2,6 +2,7 @@
 
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 mod adc;
+mod failure;
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 mod google;
 #[cfg(feature = "google-authz")]
@@ -22,10 +23,13 @@ mod token;
 
 use std::{env, fmt, path::PathBuf, sync::Arc};
 
-use tonic::{Code, Status, metadata::AsciiMetadataValue};
+use tonic::{Status, metadata::AsciiMetadataValue};
 
-pub use self::{interceptor::AuthInterceptor, token::Token};
-use crate::status::local;
+use self::failure::refused;
+pub use self::{
+    interceptor::AuthInterceptor,
+    token::{CallCredentials, Token},
+};
 
 /// What a client shows a service to be let in.
 ///
@@ -97,43 +101,6 @@ pub struct Credentials {
     source: Source,
     scopes: Arc<[String]>,
     quota_project: Option<String>,
-}
-
-/// A source of tokens of one's own.
-///
-/// Only one task calls it, one call at a time, so it needs no cache and no lock.
-///
-/// ```
-/// use longrunning::{CallCredentials, Credentials, Token};
-/// use tonic::Status;
-///
-/// struct Vault;
-///
-/// #[tonic::async_trait]
-/// impl CallCredentials for Vault {
-///     async fn token(&self) -> Result<Token, Status> {
-///         Token::bearer("ask the vault")
-///     }
-/// }
-///
-/// let credentials = Credentials::custom(Vault);
-/// ```
-#[tonic::async_trait]
-pub trait CallCredentials: Send + Sync + 'static {
-    /// Fetches a token.
-    ///
-    /// The future is dropped if it takes longer than 8 s, or if nobody needs the token any more.
-    ///
-    /// # Errors
-    ///
-    /// `UNAVAILABLE` for what may pass by itself: calls wait for the next attempt, within their
-    /// deadlines. `UNAUTHENTICATED` and `FAILED_PRECONDITION` for what a person has to mend: calls
-    /// fail at once. Other codes become one of these. The message reaches the callers.
-    async fn token(&self) -> Result<Token, Status>;
-
-    /// Hears that a server refused the last token, before the next is fetched. Default is to do
-    /// nothing; a source that caches drops its cache here.
-    fn rejected(&self) {}
 }
 
 #[derive(Clone)]
@@ -303,29 +270,10 @@ fn google_source(place: Place, scopes: &[String]) -> Result<Arc<dyn CallCredenti
 
 #[cfg(not(any(feature = "google-authz", feature = "google-cloud-auth")))]
 fn google_source(_: Place, _: &[String]) -> Result<Arc<dyn CallCredentials>, Status> {
-    Err(needs_feature(
+    Err(failure::needs_feature(
         "Google's credentials need",
         "google-authz or google-cloud-auth",
     ))
-}
-
-/// What a person has to mend.
-fn refused(message: impl fmt::Display) -> Status {
-    local(Code::Unauthenticated, format!("credentials: {message}"))
-}
-
-/// What may pass by itself.
-fn unavailable(message: impl fmt::Display) -> Status {
-    local(Code::Unavailable, format!("credentials: {message}"))
-}
-
-/// What a programmer has to turn on.
-#[cfg(not(all(feature = "google-authz", feature = "google-cloud-auth")))]
-fn needs_feature(what: impl fmt::Display, feature: &str) -> Status {
-    local(
-        Code::FailedPrecondition,
-        format!("credentials: {what} the feature {feature} of the crate longrunning"),
-    )
 }
 
 // The place is shown, but never what stands in it.

@@ -314,10 +314,16 @@ fn user_agent(prefix: Option<String>) -> Result<HeaderValue, Status> {
     let Some(prefix) = prefix else {
         return Ok(HeaderValue::from_static(OWN));
     };
-    HeaderValue::try_from(format!("{prefix} {OWN}")).map_err(|_| {
+    let bad = |why: &str| {
+        let start: String = prefix.chars().take(40).collect();
         local(
             Code::InvalidArgument,
-            format!("user agent {prefix:?}: give visible ASCII characters"),
+            format!("user agent {start:?}: {why}"),
         )
-    })
+    };
+    if prefix.len() > 256 {
+        return Err(bad("it goes with every call: give at most 256 bytes"));
+    }
+    HeaderValue::try_from(format!("{prefix} {OWN}"))
+        .map_err(|_| bad("give visible ASCII characters"))
 }

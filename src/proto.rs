@@ -12,6 +12,8 @@
 //! assert_eq!(request.get_ref().name, "operations/1");
 //! ```
 
+use std::time::Duration;
+
 use tonic::{IntoRequest, Request};
 
 #[cfg(feature = "emulator")]
@@ -29,6 +31,15 @@ pub mod rpc {
         QuotaFailure, RequestInfo, ResourceInfo, RetryInfo, Status, bad_request, help,
         precondition_failure, quota_failure,
     };
+}
+
+/// A duration of a message, if it is one of time to come.
+///
+/// The conversion of prost's own negates the seconds, which for the least of them overflows.
+pub(crate) fn duration(duration: prost_types::Duration) -> Option<Duration> {
+    let seconds = u64::try_from(duration.seconds).ok()?;
+    let nanos = u64::try_from(duration.nanos).ok()?;
+    Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos))
 }
 
 #[allow(

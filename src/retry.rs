@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::{
     backoff::Backoff,
-    proto::rpc::RetryInfo,
+    proto::{duration, rpc::RetryInfo},
     status::{Origin, StatusExt as _},
 };
 
@@ -116,8 +116,7 @@ impl RetryPolicy {
 }
 
 fn retry_delay(status: &Status) -> Option<Duration> {
-    let delay = status.detail::<RetryInfo>()?.retry_delay?;
-    let delay = Duration::try_from(delay).ok()?;
+    let delay = duration(status.detail::<RetryInfo>()?.retry_delay?)?;
     // More than this is no wish but a mistake, and would only overflow.
     (!delay.is_zero()).then(|| delay.min(Duration::from_secs(1 << 32)))
 }

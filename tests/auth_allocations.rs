@@ -1,5 +1,7 @@
 //! What credentials cost each call: the entry of the header, and no wait.
 
+#![allow(clippy::unwrap_used)] // in the helpers, too
+
 use std::{
     future::Future as _,
     task::{Context, Poll, Waker},

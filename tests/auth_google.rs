@@ -1,6 +1,7 @@
 //! Tokens from Google's sources, end to end on loopback: each in a process of its own, for
 //! environment variables decide.
 #![cfg(feature = "google-authz")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/child.rs"]
 mod child;

@@ -1,5 +1,6 @@
 //! Workload identity federation by google-cloud-auth, end to end on loopback.
 #![cfg(feature = "google-cloud-auth")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/child.rs"]
 mod child;

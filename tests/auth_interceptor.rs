@@ -1,5 +1,7 @@
 //! The interceptor before a generated client, over a real connection.
 
+#![allow(clippy::unwrap_used)] // in the helpers, too
+
 #[path = "support/grpc.rs"]
 mod grpc;
 

@@ -1,5 +1,7 @@
 //! How a token is kept current: in paused time, with a source that follows a script.
 
+#![allow(clippy::unwrap_used)] // in the helpers, too
+
 use std::{
     sync::{
         Arc, Mutex,

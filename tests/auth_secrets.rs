@@ -1,6 +1,7 @@
 //! No secret gets out. Marked ones are planted in every source and every failure; then all is
 //! searched that a process says: `Debug`, `Display`, statuses, and what every crate logs at TRACE.
 #![cfg(feature = "google-authz")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/child.rs"]
 mod child;
@@ -60,8 +61,8 @@ async fn search(credentials: &str, variables: &[(&str, &Path)], expected: &str) 
         &base64[..16],
     ] {
         if let Some(place) = said.find(secret) {
-            let before: Vec<_> = said[..place].chars().rev().take(300).collect();
-            let context: String = before.into_iter().rev().collect();
+            let context = &said.as_bytes()[place.saturating_sub(300)..];
+            let context = String::from_utf8_lossy(&context[..context.len().min(600)]);
             panic!("{credentials:.20}: a secret got out: {context}");
         }
     }

@@ -318,7 +318,7 @@ async fn metadata_that_servers_would_refuse_are_refused_here() {
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request
         .metadata_mut()
-        .insert("x-long", "a".repeat(8187).parse().expect("legal"));
+        .insert("x-long", "a".repeat(8155).parse().expect("legal"));
     let status = client(&emulator)
         .cancel_operation(request)
         .await

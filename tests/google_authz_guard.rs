@@ -1,6 +1,7 @@
 //! What google-authz does when it is left to itself: the reasons for how it is used here. A test
 //! that fails says that an upgrade has mended something, so that something here can go.
 #![cfg(feature = "google-authz")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/google.rs"]
 mod google;

@@ -9,7 +9,7 @@ use std::{
 
 use tonic::{Code, Status};
 
-use super::{key_file::KeyFile, refused};
+use super::{failure::refused, key_file::KeyFile};
 
 const VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 

@@ -9,10 +9,10 @@ use tonic::Status;
 
 use super::{
     CallCredentials, Place, adc,
+    failure::{self, unavailable},
     key_file::KeyFile,
     metadata_server,
     token::{Token, header},
-    unavailable,
 };
 
 pub(super) struct Google {
@@ -67,7 +67,7 @@ impl Google {
             }
             #[cfg(not(feature = "google-cloud-auth"))]
             kind @ ("external_account" | "impersonated_service_account") => Err(
-                super::needs_feature(
+                failure::needs_feature(
                     format_args!("{}: field \"type\": {kind:?} needs", key.name()),
                     "google-cloud-auth",
                 ),
@@ -131,19 +131,21 @@ fn check_scopes(scopes: &[String]) -> Result<(), Status> {
                 .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'))
     };
     if scopes.is_empty() {
-        return Err(super::refused(
+        return Err(failure::refused(
             "the list of scopes is empty: name one at least",
         ));
     }
     if let Some(scope) = scopes.iter().find(|scope| !is_scope(scope)) {
-        return Err(super::refused(format_args!(
+        return Err(failure::refused(format_args!(
             "{scope:?} is not a scope: give one such as \"{}\"",
             super::CLOUD_PLATFORM
         )));
     }
     // The metadata server gets them in a URL.
     if scopes.iter().map(String::len).sum::<usize>() > 8 * 1024 {
-        return Err(super::refused("the scopes are longer than 8 KiB together"));
+        return Err(failure::refused(
+            "the scopes are longer than 8 KiB together",
+        ));
     }
     Ok(())
 }

@@ -22,10 +22,10 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::{
+    failure::{refused, unavailable},
     key_file::{KeyFile, apart},
-    oauth, refused, signing_key,
+    oauth, signing_key,
     token::Token,
-    unavailable,
 };
 
 /// Google's tokens live an hour: two thirds of it can be ridden out.

@@ -5,6 +5,8 @@
 //! works, made anew after a failure, and made anew every half hour in any case: it tries again a
 //! renewal that it gave up only when its token has ended.
 
+mod check;
+
 use std::{
     error::Error as _,
     io,
@@ -18,17 +20,17 @@ use google_cloud_auth::{
     credentials::{CacheableResource, Credentials, EntityTag, external_account, impersonated},
     errors::CredentialsError,
 };
-use http::{Extensions, HeaderMap, Uri};
-use rustls::crypto::CryptoProvider;
+use http::{Extensions, HeaderMap};
 use serde_json::Value;
 use tokio::time::Instant;
 use tonic::Status;
 
+use self::check::{check, check_tls};
 use super::{
-    key_file::{KeyFile, apart},
-    oauth, refused,
+    failure::{refused, unavailable},
+    key_file::KeyFile,
+    oauth,
     token::Token,
-    unavailable,
 };
 
 /// When an object is made anew even though it works.
@@ -73,7 +75,7 @@ impl Cache {
         scopes: &[String],
     ) -> Result<Token, Status> {
         if account.is_some_and(|account| account != "default") {
-            return Err(super::needs_feature(
+            return Err(super::failure::needs_feature(
                 "an account of the metadata server other than the default needs",
                 "google-authz",
             ));
@@ -182,102 +184,6 @@ fn is_current(credentials: &Credentials, tag: &EntityTag) -> bool {
         .as_mut()
         .poll(&mut Context::from_waker(Waker::noop()));
     matches!(look, Poll::Ready(Ok(CacheableResource::NotModified)))
-}
-
-/// Checks what the kind needs, in words that name the file.
-fn check(key: &KeyFile) -> Result<(), Status> {
-    match key.kind() {
-        "external_account" => {
-            for field in ["audience", "subject_token_type"] {
-                key.required(field)?;
-            }
-            check_url(key, "token_url", key.required("token_url")?)?;
-            check_object(key, "credential_source")?;
-        }
-        "impersonated_service_account" => {
-            key.required("service_account_impersonation_url")?;
-            check_object(key, "source_credentials")?;
-        }
-        "authorized_user" => {
-            for field in ["client_id", "client_secret", "refresh_token"] {
-                key.required(field)?;
-            }
-        }
-        _ => {
-            for field in [
-                "client_email",
-                "private_key_id",
-                "private_key",
-                "project_id",
-            ] {
-                key.required(field)?;
-            }
-        }
-    }
-    for field in ["service_account_impersonation_url", "token_uri"] {
-        if let Some(url) = key.text_of(field) {
-            check_url(key, field, url)?;
-        }
-    }
-    Ok(())
-}
-
-fn check_object(key: &KeyFile, field: &str) -> Result<(), Status> {
-    match key.fields().get(field) {
-        Some(Value::Object(_)) => Ok(()),
-        _ => Err(key.refused(format_args!(
-            "field {field:?} is missing or not an object: download the file again"
-        ))),
-    }
-}
-
-/// A secret goes there: over TLS, or not off this machine.
-fn check_url(key: &KeyFile, field: &str, url: &str) -> Result<(), Status> {
-    let is_fine = url.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
-        Some("https") => uri.host().is_some(),
-        Some("http") => matches!(uri.host(), Some("127.0.0.1" | "[::1]" | "localhost")),
-        _ => false,
-    });
-    match is_fine {
-        true => Ok(()),
-        false => Err(key.refused(format_args!("field {field:?} is not an https URL: mend it"))),
-    }
-}
-
-/// Its HTTP client panics without a provider of cryptography, or without certificates.
-async fn check_tls() -> Result<(), Status> {
-    if CryptoProvider::get_default().is_none() {
-        install_provider()?;
-    }
-    match apart(|| rustls_native_certs::load_native_certs().certs.is_empty()).await? {
-        false => Ok(()),
-        true => Err(refused(
-            "no CA certificates on this machine, without which the token endpoint cannot be \
-             trusted: install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
-        )),
-    }
-}
-
-/// Does what rustls does by itself at its first use, if it can tell which one.
-#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
-#[allow(clippy::unnecessary_wraps)]
-fn install_provider() -> Result<(), Status> {
-    #[cfg(feature = "tls-ring")]
-    let provider = rustls::crypto::ring::default_provider();
-    #[cfg(not(feature = "tls-ring"))]
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // An error means that another thread was first, which serves as well.
-    let _ = provider.install_default();
-    Ok(())
-}
-
-#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
-fn install_provider() -> Result<(), Status> {
-    Err(crate::status::local(
-        tonic::Code::FailedPrecondition,
-        "credentials: rustls has no default provider of cryptography: turn on the feature tls-ring \
-         or tls-aws-lc of the crate longrunning, or call CryptoProvider::install_default",
-    ))
 }
 
 /// Tells an error in words of our own: these quote the answer of the endpoint.

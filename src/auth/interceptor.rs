@@ -12,7 +12,7 @@ use tonic::{
     service::Interceptor,
 };
 
-use super::{CallCredentials, renewal, renewal::Published, token::Token, unavailable};
+use super::{CallCredentials, Token, failure::unavailable, renewal, renewal::Published};
 
 /// How long `Credentials::interceptor` waits for the first token.
 const FIRST_TOKEN: Duration = Duration::from_secs(10);

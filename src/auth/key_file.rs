@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::{refused, unavailable};
+use super::failure::{refused, unavailable};
 
 /// Google's files have 2 to 4 KiB.
 const MAX_BYTES: u64 = 1 << 20;

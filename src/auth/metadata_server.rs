@@ -9,7 +9,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::refused;
+use super::failure::refused;
 
 /// Where it is, on every machine that has one. Asked by address: a name server that does not answer
 /// would hold up the end of the runtime, for there is no way to stop a look-up.
@@ -40,10 +40,14 @@ pub(super) async fn detect() -> Result<(), Status> {
             "{OFF_VARIABLE} says that there is no metadata server of Google Cloud"
         )));
     }
-    match timeout(PATIENCE, is_metadata_server(ADDRESS)).await {
+    ask(ADDRESS).await
+}
+
+async fn ask(address: &str) -> Result<(), Status> {
+    match timeout(PATIENCE, is_metadata_server(address)).await {
         Ok(Ok(true)) => Ok(()),
         _ => Err(refused(format_args!(
-            "no metadata server of Google Cloud answers at {ADDRESS}"
+            "no metadata server of Google Cloud answers at {address}"
         ))),
     }
 }
@@ -120,6 +124,23 @@ mod tests {
             server("HTTP/1.1 401 Unauthorized\r\nServer: EC2ws\r\n\r\nmetadata-flavor: google")
                 .await;
         assert!(!is_metadata_server(&amazon).await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_without_an_answer_is_given_up_after_three_seconds() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        let start = tokio::time::Instant::now();
+        let status = ask(&address).await.unwrap_err();
+        assert_eq!(start.elapsed(), PATIENCE);
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert_eq!(
+            status.message(),
+            format!("credentials: no metadata server of Google Cloud answers at {address}")
+        );
+        drop(silent);
+        let refused = ask(&address).await.unwrap_err();
+        assert_eq!(refused.message(), status.message());
     }
 
     #[test]

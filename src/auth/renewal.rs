@@ -1,7 +1,6 @@
 //! The one task that keeps one token current, and what it publishes.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
@@ -20,11 +19,10 @@ use tonic::{
 };
 
 use super::{
-    CallCredentials,
-    token::{Lease, Token},
-    unavailable,
+    failure::{classified, panicked, unavailable},
+    token::{CallCredentials, Lease, Token},
 };
-use crate::status::{Origin, caused, local, mark};
+use crate::{backoff::Backoff, status::local};
 
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
 /// tell what was wrong.
@@ -37,6 +35,12 @@ const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 const PACE: Duration = Duration::from_secs(1);
 /// The least time between two fetches if only the server's refusal asks for the second.
 const REJECTED_PACE: Duration = Duration::from_secs(10);
+/// The pauses after failures in a row.
+const BACKOFF: Backoff = Backoff {
+    initial: Duration::from_millis(500),
+    multiplier: 2.0,
+    maximum: Duration::from_secs(30),
+};
 
 /// What the owner has published last.
 #[derive(Default)]
@@ -182,7 +186,7 @@ impl Owner {
         self.failures = self.failures.saturating_add(1);
         self.publisher
             .send_modify(|published| published.failure = Some(failure));
-        Instant::now() + backoff(self.failures)
+        Instant::now() + BACKOFF.delay(self.failures - 1, fastrand::f64())
     }
 
     /// Waits until the next fetch is due. False if nobody reads any more.
@@ -252,37 +256,6 @@ async fn attempt(source: &dyn CallCredentials) -> Result<Token, Status> {
         )),
         _ => Ok(token),
     }
-}
-
-/// Gives every failure of a source one of the codes that callers can act on.
-fn classified(status: Status) -> Status {
-    let code = match status.code() {
-        code @ (Code::FailedPrecondition | Code::Unauthenticated | Code::Unavailable) => code,
-        Code::InvalidArgument
-        | Code::NotFound
-        | Code::OutOfRange
-        | Code::PermissionDenied
-        | Code::Unimplemented => Code::Unauthenticated,
-        _ => Code::Unavailable,
-    };
-    if code == status.code() {
-        return mark(status, Origin::Client);
-    }
-    let message = status.message().to_owned();
-    caused(code, message, Origin::Client, status)
-}
-
-/// The payload of a panic is dropped, for it may hold anything.
-fn panicked(_: Box<dyn Any + Send>) -> Status {
-    unavailable("the source of the credentials panicked: this is a bug in it")
-}
-
-/// Returns how long to wait after the n-th failure in a row: 0.5 s doubling to 30 s, give or take
-/// a fifth.
-fn backoff(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(6);
-    let pause = Duration::from_millis(500 << doublings).min(Duration::from_secs(30));
-    pause.mul_f64(random(0.8, 1.2))
 }
 
 fn after(time: Duration) -> Duration {

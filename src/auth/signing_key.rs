@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls020::{Certificate, RootCertStore};
 use tonic::Status;
 
-use super::{key_file::KeyFile, refused};
+use super::{failure::refused, key_file::KeyFile};
 
 /// Refuses what would make google-authz panic. Slow: it signs once, and reads the certificate
 /// store.

@@ -1,4 +1,4 @@
-//! What a source of credentials hands out: the headers of a call, and how long they are good for.
+//! A source of tokens, and what it hands out: the headers of a call, and how long they are good for.
 
 use std::{
     fmt,
@@ -11,7 +11,44 @@ use tonic::{
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataKey},
 };
 
-use super::refused;
+use super::failure::refused;
+
+/// A source of tokens of one's own.
+///
+/// Only one task calls it, one call at a time, so it needs no cache and no lock.
+///
+/// ```
+/// use longrunning::{CallCredentials, Credentials, Token};
+/// use tonic::Status;
+///
+/// struct Vault;
+///
+/// #[tonic::async_trait]
+/// impl CallCredentials for Vault {
+///     async fn token(&self) -> Result<Token, Status> {
+///         Token::bearer("ask the vault")
+///     }
+/// }
+///
+/// let credentials = Credentials::custom(Vault);
+/// ```
+#[tonic::async_trait]
+pub trait CallCredentials: Send + Sync + 'static {
+    /// Fetches a token.
+    ///
+    /// The future is dropped if it takes longer than 8 s, or if nobody needs the token any more.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE` for what may pass by itself: calls wait for the next attempt, within their
+    /// deadlines. `UNAUTHENTICATED` and `FAILED_PRECONDITION` for what a person has to mend: calls
+    /// fail at once. Other codes become one of these. The message reaches the callers.
+    async fn token(&self) -> Result<Token, Status>;
+
+    /// Hears that a server refused the last token, before the next is fetched. Default is to do
+    /// nothing; a source that caches drops its cache here.
+    fn rejected(&self) {}
+}
 
 /// What a source of credentials hands out: the headers that each call carries, and how long they
 /// are good for.

@@ -56,11 +56,14 @@ impl From<Uri> for Endpoint {
 }
 
 impl Endpoint {
-    /// What stands before an @ may hold a password.
+    /// What stands before an @ may hold a password, and what stands after a ? a key.
     fn shown(&self) -> Cow<'_, str> {
         match self.text.rsplit_once('@') {
             Some((_, host)) => format!("..@{host}").into(),
-            None => self.text.as_str().into(),
+            None => match self.text.split_once('?') {
+                Some((address, _)) => format!("{address}?..").into(),
+                None => self.text.as_str().into(),
+            },
         }
     }
 
@@ -75,7 +78,8 @@ impl Endpoint {
             Ok(address) => address.to_canonical().is_loopback(),
             Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
         };
-        uri.scheme() != Some(&Scheme::HTTPS) && !local
+        // What is no address at all is refused for that.
+        uri.scheme() == Some(&Scheme::HTTP) && !host.is_empty() && !local
     }
 
     /// Checks that it is what gRPC can call.
@@ -189,6 +193,9 @@ mod tests {
             ("http://localhost.a", true),
             ("http://127.0.0.1.a", true),
             ("http://0.0.0.0", true),
+            ("http://:80", false),
+            ("ftp://a", false),
+            ("a.b", false),
         ];
         for (text, open) in table {
             assert_eq!(Endpoint::from(text).is_open_to_others(), open, "{text}");

@@ -17,8 +17,12 @@ pub(crate) fn api_client() -> HeaderValue {
     HeaderValue::from_static(env!("LONGRUNNING_API_CLIENT"))
 }
 
-/// More makes servers close the connection, and fails the calls beside this one.
+/// More makes servers refuse the call, or close the connection and fail the calls beside this one.
 const MAX_BYTES: usize = 8 << 10;
+
+/// The same for all headers together. Servers take 16 KiB; the rest is for those of HTTP/2 and
+/// gRPC itself.
+const MAX_BYTES_IN_ALL: usize = 15 << 10;
 
 /// All but the unreserved characters of [RFC 6570](https://www.rfc-editor.org/rfc/rfc6570#section-3.2.2).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -65,24 +69,33 @@ fn too_long(name: &str) -> Status {
 ///
 /// `INVALID_ARGUMENT`: it is larger.
 pub(crate) fn bounded(metadata: &MetadataMap) -> Result<(), Status> {
-    let bytes: usize = metadata
-        .iter()
-        .map(|entry| match entry {
-            KeyAndValueRef::Ascii(key, value) => {
-                key.as_str().len() + value.as_encoded_bytes().len()
-            }
-            KeyAndValueRef::Binary(key, value) => {
-                key.as_str().len() + value.as_encoded_bytes().len()
-            }
-        })
-        .sum();
-    if bytes <= MAX_BYTES {
+    within(metadata, MAX_BYTES, "the request's metadata is")
+}
+
+/// Holds all headers, the client's own and those of credentials included, to what servers take.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`: they are larger.
+pub(crate) fn bounded_in_all(metadata: &MetadataMap) -> Result<(), Status> {
+    let what = "the request's metadata, with routing header and credentials, is";
+    within(metadata, MAX_BYTES_IN_ALL, what)
+}
+
+fn within(metadata: &MetadataMap, limit: usize, what: &str) -> Result<(), Status> {
+    /// What HTTP/2 counts for each header beside its name and value, see
+    /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
+    const OVERHEAD: usize = 32;
+    let bytes = metadata.iter().map(|entry| match entry {
+        KeyAndValueRef::Ascii(key, value) => key.as_str().len() + value.as_encoded_bytes().len(),
+        KeyAndValueRef::Binary(key, value) => key.as_str().len() + value.as_encoded_bytes().len(),
+    });
+    let bytes: usize = bytes.map(|bytes| bytes + OVERHEAD).sum();
+    if bytes <= limit {
         return Ok(());
     }
-    Err(local(
-        Code::InvalidArgument,
-        format!("the request's metadata is {bytes} bytes: send at most {MAX_BYTES}"),
-    ))
+    let message = format!("{what} {bytes} bytes: send at most {limit}");
+    Err(local(Code::InvalidArgument, message))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use prost::Message;
 use super::Timeout;
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-    ListOperationsResponse, Operation, WaitOperationRequest,
+    ListOperationsResponse, Operation, WaitOperationRequest, duration,
 };
 
 /// A request message, and the RPC that it belongs to.
@@ -93,7 +93,7 @@ impl Rpc for WaitOperationRequest {
     fn timeout(&self, client: Timeout) -> Option<Duration> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
-        let wait = self.timeout.and_then(|wait| Duration::try_from(wait).ok());
+        let wait = self.timeout.and_then(duration);
         match wait {
             Some(wait) => client.any().map(|_| wait.saturating_add(MARGIN)),
             None => client.set,

@@ -1,13 +1,16 @@
 //! The five methods as a tonic server calls them, and what all of them have in common.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
 use super::{Call, CallRequest, Shared, deadline, lock, script::Fault};
-use crate::proto::{
-    CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-    ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
+use crate::{
+    proto::{
+        CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
+        ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
+    },
+    status::{Origin, mark},
 };
 
 /// The methods of an [`Emulator`](super::Emulator), for tonic's generated server.
@@ -80,7 +83,8 @@ impl Service {
     ) -> Result<Response<T>, Status> {
         let call = Call::new(request);
         let recording = self.shared.record(call.clone());
-        let answer = self.act(&call, work).await;
+        // In process the status itself arrives, and is the server's word there, too.
+        let answer = self.act(&call, work).await.map_err(spoken);
         let delay = lock(&self.shared.script).delay(call.method());
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
@@ -111,6 +115,13 @@ impl Service {
             Some(Fault::Fail(status)) => Err(status),
             Some(Fault::Lose(status)) => work.await.and(Err(status)),
         }
+    }
+}
+
+fn spoken(status: Status) -> Status {
+    match status.source() {
+        None => mark(status, Origin::Server),
+        Some(_) => status,
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use super::{Emulator, Shared, deadline, lock};
-use crate::proto::{Operation, WaitOperationRequest};
+use crate::proto::{Operation, WaitOperationRequest, duration};
 
 impl Emulator {
     /// Settles what is done about waits.
@@ -36,10 +36,13 @@ impl Shared {
         left: Option<Duration>,
     ) -> Result<Operation, Status> {
         let now = Instant::now();
-        let asked = request.timeout.map(Duration::try_from).transpose();
-        let asked = asked.map_err(|error| {
-            Status::invalid_argument(format!("timeout is no span of time to wait: {error}"))
-        })?;
+        let asked = match request.timeout {
+            None => None,
+            Some(timeout) => Some(duration(timeout).ok_or_else(|| {
+                let message = format!("timeout {timeout:?} is no span of time to wait");
+                Status::invalid_argument(message)
+            })?),
+        };
         let left = left.map(deadline::to_answer);
         // A span beyond what an instant can hold is as good as none.
         let until = [asked, left].into_iter().flatten().min();

@@ -8,7 +8,9 @@ use tonic::{Extensions, Request, Status, metadata::MetadataMap};
 use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
-    proto::{CancelOperationRequest, GetOperationRequest, WaitOperationRequest, rpc::RetryInfo},
+    proto::{
+        CancelOperationRequest, GetOperationRequest, WaitOperationRequest, duration, rpc::RetryInfo,
+    },
     status::StatusExt as _,
 };
 
@@ -153,5 +155,5 @@ impl<S: Stack + Sync> Look<S> {
 
 /// How long the server asks to be left alone.
 fn asked_for(status: &Status) -> Option<Duration> {
-    status.detail::<RetryInfo>()?.retry_delay?.try_into().ok()
+    duration(status.detail::<RetryInfo>()?.retry_delay?)
 }

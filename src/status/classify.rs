@@ -20,7 +20,8 @@ use super::{Origin, caused, mark};
 /// - Anything else is `UNKNOWN`.
 pub(crate) fn classify(error: Box<dyn Error + Send + Sync>) -> Status {
     let error = match error.downcast::<Status>() {
-        Ok(status) => return mark(*status, Origin::Client),
+        Ok(status) if status.code() != Code::Ok => return mark(*status, Origin::Client),
+        Ok(status) => status,
         Err(error) => error,
     };
     let found = find(&*error).or_else(|| {
@@ -43,7 +44,11 @@ enum Found<'a> {
 
 fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<Found<'a>> {
     chain(error).find_map(|error| {
-        if let Some(status) = error.downcast_ref() {
+        // An error that says OK says nothing.
+        if let Some(status) = error
+            .downcast_ref::<Status>()
+            .filter(|s| s.code() != Code::Ok)
+        {
             return Some(Found::Status(status));
         }
         if error.is::<TimeoutExpired>()
@@ -195,6 +200,12 @@ mod tests {
         assert_eq!(status.code(), Code::PermissionDenied);
         assert_eq!(status.message(), "not on Sundays");
         assert_eq!(status.origin(), Some(Origin::Client));
+    }
+
+    #[test]
+    fn a_failure_is_never_ok() {
+        let status = Status::ok("fine");
+        assert_eq!(classified(status), (Code::Unknown, Some(Origin::Transport)));
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Connector {
     /// `UNAVAILABLE`: for whatever reason, there is none.
     pub(crate) async fn connect(&self) -> Result<Opened, Status> {
         let late = || io::Error::other(format!("not connected within {:?}", self.timeout));
-        let opened = match timeout(self.timeout, self.open()).await {
+        let opened = match timeout(self.timeout, self.open_lasting()).await {
             Ok(opened) => opened,
             Err(_) => Err(late().into()),
         };
@@ -81,11 +81,20 @@ impl Connector {
         })
     }
 
-    async fn open(&self) -> Result<Opened, BoxError> {
+    async fn open_lasting(&self) -> Result<Opened, BoxError> {
+        match self.open().await {
+            // It went away as it came: likely the end of its time, or of that server among others.
+            Err(Unopened::Again(_)) => self.open().await,
+            opened => opened,
+        }
+        .map_err(|(Unopened::Again(error) | Unopened::Failed(error))| error)
+    }
+
+    async fn open(&self) -> Result<Opened, Unopened> {
         let io = self.dial.dial(self.uri.clone()).await?;
         #[cfg(feature = "_tls")]
         let io = match &self.tls {
-            Some(tls) => tls.secure(io).await?,
+            Some(tls) => tls.secure(io).await.map_err(BoxError::from)?,
             None => io,
         };
         let (io, traffic) = Counted::new(io);
@@ -108,7 +117,8 @@ impl Connector {
             .reset_stream_duration(Duration::from_secs(10))
             .max_local_error_reset_streams(None)
             .handshake(io)
-            .await?;
+            .await
+            .map_err(BoxError::from)?;
         let settings = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Err(BoxError::from(io::Error::from(
                 io::ErrorKind::UnexpectedEof,
@@ -117,17 +127,31 @@ impl Connector {
             Poll::Pending if http2.max_concurrent_send_streams() == UNANNOUNCED => Poll::Pending,
             Poll::Pending => Poll::Ready(Ok(())),
         });
-        match settings.await {
-            Ok(()) => Ok(Opened {
+        let Err(error) = settings.await else {
+            return Ok(Opened {
                 sender,
                 http2,
                 traffic,
-            }),
-            Err(error) => Err(match traffic.foreign() {
-                Some(foreign) => foreign.into(),
-                None => error,
-            }),
-        }
+            });
+        };
+        Err(match traffic.foreign() {
+            _ if http2.max_concurrent_send_streams() != UNANNOUNCED => Unopened::Again(error),
+            Some(foreign) => Unopened::Failed(foreign.into()),
+            None => Unopened::Failed(error),
+        })
+    }
+}
+
+/// Why there is no connection.
+enum Unopened {
+    /// There was one, and the server closed it.
+    Again(BoxError),
+    Failed(BoxError),
+}
+
+impl From<BoxError> for Unopened {
+    fn from(error: BoxError) -> Self {
+        Self::Failed(error)
     }
 }
 

@@ -1,13 +1,13 @@
 //! A process of its own, for what environment variables decide: the test binary runs itself once
 //! more, and obeys.
 
-#![allow(dead_code)] // each test uses its own part of it
+#![allow(clippy::unwrap_used, dead_code)] // each test uses its own part of it
 
 use std::{
     io::{BufRead as _, Write as _},
     path::Path,
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use longrunning::{
@@ -113,6 +113,16 @@ impl Process {
         assert!(!log.contains("panicked"), "{log}");
         self.said + &log
     }
+}
+
+/// Makes an interceptor as set-up does, and returns what it said and how long that took.
+pub(crate) async fn set_up(credentials: &str, variables: &[(&str, &Path)]) -> (String, Duration) {
+    let mut process = Process::start(credentials, variables);
+    let start = Instant::now();
+    let answer = process.tell("new").await;
+    let took = start.elapsed();
+    process.end().await; // without a panic, which it checks
+    (answer, took)
 }
 
 /// What the child does: it obeys orders from stdin, one a line.

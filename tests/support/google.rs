@@ -1,7 +1,7 @@
 //! What Google has on its side, on loopback: a metadata server, and a token endpoint over TLS that
 //! verifies what it is sent.
 
-#![allow(dead_code)] // each test uses its own part of it
+#![allow(clippy::unwrap_used, dead_code)] // each test uses its own part of it
 
 use std::{
     path::{Path, PathBuf},

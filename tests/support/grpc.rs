@@ -1,7 +1,7 @@
 //! A gRPC server of the least kind: it notes the headers of each call, and answers with an empty
 //! message, or says UNAUTHENTICATED.
 
-#![allow(dead_code)] // each test uses its own part of it
+#![allow(clippy::unwrap_used, dead_code)] // each test uses its own part of it
 
 use std::{
     net::SocketAddr,

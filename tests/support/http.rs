@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 server whose every answer the test decides.
 
-#![allow(dead_code)] // each test uses its own part of it
+#![allow(clippy::unwrap_used, dead_code)] // each test uses its own part of it
 
 use std::{
     collections::HashMap,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod wire;
 

@@ -228,7 +228,7 @@ impl<T: Io> Peer<T> {
     ) -> io::Result<()> {
         let block = hpack(headers);
         // A header list longer than a frame goes on in CONTINUATION frames.
-        let mut parts = block.chunks(16_000).peekable();
+        let mut parts = block.chunks(16_384).peekable();
         let mut kind = HEADERS;
         let mut flags = flags;
         while let Some(part) = parts.next() {

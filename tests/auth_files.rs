@@ -1,6 +1,7 @@
-//! Credentials that cannot work: each is told at once, in words that name the source, the field and
+//! Files and machines with which credentials cannot work: each is told at once, in words that name the source, the field and
 //! the remedy; none panics, and none hangs. Each runs in a process of its own.
 #![cfg(feature = "google-authz")]
+#![allow(clippy::unwrap_used)] // in the helpers, too
 
 #[path = "support/child.rs"]
 mod child;
@@ -12,18 +13,15 @@ mod http;
 mod trace;
 
 use std::{
-    ffi::OsString,
-    net::TcpListener,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use self::{
-    child::Process,
-    google::{KEY, MetadataServer, TokenEndpoint, service_account},
-    http::Reply,
+    child::set_up,
+    google::{KEY, service_account},
 };
 
 const URI: &str = "https://localhost:1/token";
@@ -33,16 +31,6 @@ const URI: &str = "https://localhost:1/token";
 #[ignore = "run by the other tests, in a process of its own"]
 fn child() {
     child::obey();
-}
-
-/// Makes an interceptor as set-up does, and returns what it said and how long that took.
-async fn set_up(credentials: &str, variables: &[(&str, &Path)]) -> (String, Duration) {
-    let mut process = Process::start(credentials, variables);
-    let start = Instant::now();
-    let answer = process.tell("new").await;
-    let took = start.elapsed();
-    process.end().await; // without a panic, which it checks
-    (answer, took)
 }
 
 /// A folder with one file in it.
@@ -245,7 +233,7 @@ async fn a_file_that_may_not_be_read() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let file = file("{}");
-    std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0o0)).unwrap();
+    std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::read(&file.path).is_ok() {
         // The superuser may read everything. Nobody may read this, whoever asks.
         let told = told_of_path(Path::new("/proc/self/mem"), &[]).await;
@@ -326,179 +314,4 @@ async fn no_credentials_anywhere_is_told_within_six_seconds() {
             )
         );
     }
-}
-
-#[tokio::test]
-async fn a_metadata_host_that_is_no_host() {
-    for host in ["", "http://127.0.0.1", "a b", ":80", "a/b"] {
-        let variable = ("GCE_METADATA_HOST", Path::new(host));
-        let (answer, _) = set_up("metadata", &[variable]).await;
-        assert_eq!(
-            answer,
-            "Unauthenticated credentials: GCE_METADATA_HOST is not a host, or a host and a port, \
-             such as metadata.google.internal:80: set it so, or unset it",
-            "{host:?}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn an_account_that_is_no_path_segment() {
-    let (answer, _) = set_up("metadata:a/b?c", &[]).await;
-    assert_eq!(
-        answer,
-        "Unauthenticated credentials: \"a/b?c\" is not an account of the metadata server: give an \
-         email, or None"
-    );
-}
-
-#[tokio::test]
-async fn an_endpoint_that_refuses_connections() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap();
-    let host = OsString::from(port.local_addr().unwrap().to_string());
-    drop(port);
-    let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
-    process.tell("look").await;
-    process
-        .until(
-            "look",
-            "Unavailable credentials: the metadata server cannot be asked: Connection refused (os \
-             error 111)",
-        )
-        .await;
-    process.end().await;
-}
-
-/// Set-up against a metadata server that does this, and what it says in the end.
-async fn told_of_metadata_server(reply: Reply) -> (String, Duration) {
-    let metadata = MetadataServer::start().await;
-    metadata.desk.answer(reply);
-    let host = OsString::from(metadata.host());
-    set_up("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]).await
-}
-
-#[tokio::test]
-async fn an_endpoint_that_never_answers() {
-    let (answer, took) = told_of_metadata_server(Reply::Silence).await;
-    assert_eq!(
-        answer,
-        "Unavailable credentials: no token within 8s: the source does not answer"
-    );
-    assert!(took < Duration::from_secs(12), "{took:?}");
-}
-
-#[tokio::test]
-async fn a_token_endpoint_that_never_answers() {
-    // The port takes connections, and TLS hangs.
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let uri = format!(
-        "https://localhost:{}/token",
-        silent.local_addr().unwrap().port()
-    );
-    let endpoint = TokenEndpoint::start().await;
-    let ca = endpoint.ca();
-    let credentials = format!("json:{}", service_account(KEY, &uri));
-    let (answer, took) = set_up(&credentials, &[("SSL_CERT_FILE", &ca)]).await;
-    assert_eq!(
-        answer,
-        "Unavailable credentials: no token within 8s: the source does not answer"
-    );
-    assert!(took < Duration::from_secs(12), "{took:?}");
-}
-
-#[tokio::test]
-async fn an_endpoint_that_fails_for_a_while() {
-    for (reply, expected) in [
-        (
-            Reply::status(500, "down"),
-            "the metadata server answered 500: it is tried again",
-        ),
-        (
-            Reply::status(429, ""),
-            "the metadata server answered 429: it is tried again",
-        ),
-        (
-            Reply::status(400, r#"{"error": "temporarily_unavailable"}"#),
-            "the metadata server answered 400: it is tried again",
-        ),
-        (
-            Reply::ok("<html>"),
-            "the metadata server answered what is no token: check that it is the right endpoint",
-        ),
-        (
-            Reply::ok(google::token("", 3600)),
-            "the metadata server answered what is no token: check that it is the right endpoint",
-        ),
-        (
-            Reply::ok(google::token("a\nb", 3600)),
-            "the metadata server answered what is no token: check that it is the right endpoint",
-        ),
-        (
-            Reply::ok(google::token("token", 0)),
-            "the metadata server answered what is no token: check that it is the right endpoint",
-        ),
-    ] {
-        let metadata = MetadataServer::start().await;
-        metadata.desk.answer(reply);
-        let host = OsString::from(metadata.host());
-        let variables = [("GCE_METADATA_HOST", Path::new(&host))];
-        let mut process = Process::start("metadata", &variables);
-        process
-            .until("look", &format!("Unavailable credentials: {expected}"))
-            .await;
-        metadata.desk.answer(None);
-        let answer = process.tell("ready").await;
-        assert!(
-            answer.starts_with("authorization: Bearer token-"),
-            "{answer}"
-        );
-        process.end().await;
-    }
-}
-
-#[tokio::test]
-async fn an_endpoint_that_refuses_for_good() {
-    for (reply, expected) in [
-        (
-            Reply::status(404, ""),
-            "the metadata server answered 404: check that the account exists, and that this \
-             machine may use it",
-        ),
-        (
-            Reply::status(403, "no"),
-            "the metadata server answered 403: check what the account may do",
-        ),
-        (
-            Reply::status(400, r#"{"error": "invalid_scope"}"#),
-            "the metadata server answered 400 invalid_scope: check the scopes that with_scopes \
-             names, and that the account may have them",
-        ),
-    ] {
-        let (answer, took) = told_of_metadata_server(reply).await;
-        assert_eq!(answer, format!("Unauthenticated credentials: {expected}"));
-        assert!(took < Duration::from_secs(6), "{took:?}");
-    }
-}
-
-#[tokio::test]
-async fn an_endpoint_that_is_not_trusted() {
-    let endpoint = TokenEndpoint::start().await;
-    let other = TokenEndpoint::start().await;
-    let file = endpoint.key_file(KEY);
-    let ca = other.ca();
-    let credentials = format!("file:{}", file.display());
-    let mut process = Process::start(&credentials, &[("SSL_CERT_FILE", &ca)]);
-    process.tell("look").await;
-    process
-        .until(
-            "look",
-            &format!(
-                "Unavailable credentials: credentials file {}: the token endpoint cannot be \
-                 asked: invalid peer certificate contents: invalid peer certificate: \
-                 UnknownIssuer",
-                file.display()
-            ),
-        )
-        .await;
-    process.end().await;
 }

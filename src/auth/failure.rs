@@ -1,0 +1,49 @@
+//! How a failure of credentials is told: whether it may pass by itself, and in which words.
+
+use std::{any::Any, fmt};
+
+use tonic::{Code, Status};
+
+use crate::status::{Origin, caused, local, mark};
+
+/// What a person has to mend.
+pub(super) fn refused(message: impl fmt::Display) -> Status {
+    local(Code::Unauthenticated, format!("credentials: {message}"))
+}
+
+/// What may pass by itself.
+pub(super) fn unavailable(message: impl fmt::Display) -> Status {
+    local(Code::Unavailable, format!("credentials: {message}"))
+}
+
+/// What a programmer has to turn on.
+#[cfg(not(all(feature = "google-authz", feature = "google-cloud-auth")))]
+pub(super) fn needs_feature(what: impl fmt::Display, feature: &str) -> Status {
+    local(
+        Code::FailedPrecondition,
+        format!("credentials: {what} the feature {feature} of the crate longrunning"),
+    )
+}
+
+/// Gives every failure of a source one of the codes that callers can act on.
+pub(super) fn classified(status: Status) -> Status {
+    let code = match status.code() {
+        code @ (Code::FailedPrecondition | Code::Unauthenticated | Code::Unavailable) => code,
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::OutOfRange
+        | Code::PermissionDenied
+        | Code::Unimplemented => Code::Unauthenticated,
+        _ => Code::Unavailable,
+    };
+    if code == status.code() {
+        return mark(status, Origin::Client);
+    }
+    let message = status.message().to_owned();
+    caused(code, message, Origin::Client, status)
+}
+
+/// The payload of a panic is dropped, for it may hold anything.
+pub(super) fn panicked(_: Box<dyn Any + Send>) -> Status {
+    unavailable("the source of the credentials panicked: this is a bug in it")
+}

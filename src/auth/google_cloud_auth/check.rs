@@ -1,0 +1,107 @@
+//! What google-cloud-auth takes for granted: the fields of each kind, and what TLS needs.
+
+use http::Uri;
+use rustls::crypto::CryptoProvider;
+use serde_json::Value;
+use tonic::Status;
+
+use crate::auth::{
+    failure::refused,
+    key_file::{KeyFile, apart},
+};
+
+/// Checks what the kind needs, in words that name the file.
+pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
+    match key.kind() {
+        "external_account" => {
+            for field in ["audience", "subject_token_type"] {
+                key.required(field)?;
+            }
+            check_url(key, "token_url", key.required("token_url")?)?;
+            check_object(key, "credential_source")?;
+        }
+        "impersonated_service_account" => {
+            key.required("service_account_impersonation_url")?;
+            check_object(key, "source_credentials")?;
+        }
+        "authorized_user" => {
+            for field in ["client_id", "client_secret", "refresh_token"] {
+                key.required(field)?;
+            }
+        }
+        _ => {
+            for field in [
+                "client_email",
+                "private_key_id",
+                "private_key",
+                "project_id",
+            ] {
+                key.required(field)?;
+            }
+        }
+    }
+    for field in ["service_account_impersonation_url", "token_uri"] {
+        if let Some(url) = key.text_of(field) {
+            check_url(key, field, url)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_object(key: &KeyFile, field: &str) -> Result<(), Status> {
+    match key.fields().get(field) {
+        Some(Value::Object(_)) => Ok(()),
+        _ => Err(key.refused(format_args!(
+            "field {field:?} is missing or not an object: download the file again"
+        ))),
+    }
+}
+
+/// A secret goes there: over TLS, or not off this machine.
+fn check_url(key: &KeyFile, field: &str, url: &str) -> Result<(), Status> {
+    let is_fine = url.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
+        Some("https") => uri.host().is_some(),
+        Some("http") => matches!(uri.host(), Some("127.0.0.1" | "[::1]" | "localhost")),
+        _ => false,
+    });
+    match is_fine {
+        true => Ok(()),
+        false => Err(key.refused(format_args!("field {field:?} is not an https URL: mend it"))),
+    }
+}
+
+/// Its HTTP client panics without a provider of cryptography, or without certificates.
+pub(super) async fn check_tls() -> Result<(), Status> {
+    if CryptoProvider::get_default().is_none() {
+        install_provider()?;
+    }
+    match apart(|| rustls_native_certs::load_native_certs().certs.is_empty()).await? {
+        false => Ok(()),
+        true => Err(refused(
+            "no CA certificates on this machine, without which the token endpoint cannot be \
+             trusted: install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
+        )),
+    }
+}
+
+/// Does what rustls does by itself at its first use, if it can tell which one.
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+#[allow(clippy::unnecessary_wraps)]
+fn install_provider() -> Result<(), Status> {
+    #[cfg(feature = "tls-ring")]
+    let provider = rustls::crypto::ring::default_provider();
+    #[cfg(not(feature = "tls-ring"))]
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // An error means that another thread was first, which serves as well.
+    let _ = provider.install_default();
+    Ok(())
+}
+
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+fn install_provider() -> Result<(), Status> {
+    Err(crate::status::local(
+        tonic::Code::FailedPrecondition,
+        "credentials: rustls has no default provider of cryptography: turn on the feature tls-ring \
+         or tls-aws-lc of the crate longrunning, or call CryptoProvider::install_default",
+    ))
+}

@@ -1,0 +1,281 @@
+//! Connections that die without a word, and servers that are merely slow.
+
+mod support;
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use longrunning::{Builder, OperationsClient, Origin, RetryPolicy, StatusExt as _};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tonic::Code;
+
+use self::support::wire::{Listener, Peer};
+
+const NAME: &str = "operations/1";
+
+fn builder(listener: &Listener) -> Builder {
+    OperationsClient::builder(listener.url()).retry(RetryPolicy::none())
+}
+
+/// A server whose connections allow so many streams, serve, and from a moment on say nothing more.
+struct Mortal {
+    listener: Listener,
+    /// Connections beyond so many live.
+    dead: Arc<AtomicUsize>,
+}
+
+impl Mortal {
+    fn start(streams: u32, latency: Duration) -> Self {
+        let dead = Arc::<AtomicUsize>::default();
+        let die = dead.clone();
+        let listener = Listener::start(move |before, io: TcpStream| {
+            let die = die.clone();
+            async move {
+                let mut peer = Peer::accept_with(io, streams).await?;
+                loop {
+                    let stream = peer.call().await?;
+                    sleep(latency).await;
+                    if before < die.load(Ordering::SeqCst) {
+                        peer.pongs = false;
+                        peer.ignore(Duration::from_secs(60)).await?;
+                    }
+                    peer.answer(stream).await?;
+                }
+            }
+        });
+        Self { listener, dead }
+    }
+
+    /// Silences the connections there are.
+    fn silence(&self) {
+        self.dead.store(self.listener.accepted(), Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_in_silence_is_closed_5_s_after_the_first_deadline() {
+    let server = Mortal::start(100, Duration::ZERO);
+    let client = builder(&server.listener).connect().await.expect("a server");
+    client.cancel_operation(NAME).await.expect("an answer");
+    server.silence();
+    let hurried = client.clone().with_timeout(Duration::from_millis(200));
+    let status = hurried.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(status.origin(), Some(Origin::Client));
+
+    // There is no other connection to go to. This one is given up before the call's deadline.
+    let begin = Instant::now();
+    let status = client.cancel_operation(NAME).await.expect_err("silence");
+    let took = begin.elapsed();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(
+        status.message().contains("no answer to a ping within 5s"),
+        "{status:?}"
+    );
+    assert!((4_500..5_500).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(server.listener.accepted(), 1);
+
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("on another connection");
+    assert_eq!(server.listener.accepted(), 2);
+}
+
+#[tokio::test]
+async fn a_call_beside_a_dead_connection_goes_to_a_good_one() {
+    // One stream each, so that two calls at once make two connections.
+    let server = Mortal::start(2, Duration::from_millis(20));
+    let client = builder(&server.listener).connect().await.expect("a server");
+    let both: JoinSet<_> = (0..4)
+        .map(|_| {
+            let client = client.clone();
+            async move { client.cancel_operation(NAME).await }
+        })
+        .collect();
+    for result in both.join_all().await {
+        result.expect("an answer");
+    }
+    assert_eq!(server.listener.accepted(), 2);
+
+    server.dead.store(1, Ordering::SeqCst); // the oldest, which calls go to first
+    let hurried = client.clone().with_timeout(Duration::from_millis(300));
+    let status = hurried.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    // Beyond the first deadline nothing is delayed.
+    for _ in 0..50 {
+        let begin = Instant::now();
+        hurried
+            .cancel_operation(NAME)
+            .await
+            .expect("on the good one");
+        assert!(
+            begin.elapsed() < Duration::from_millis(200),
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+    assert_eq!(server.listener.accepted(), 2);
+}
+
+#[tokio::test]
+async fn a_server_slower_than_every_deadline_causes_no_other_connection_and_hardly_a_ping() {
+    let pings = Arc::<AtomicUsize>::default();
+    let counter = pings.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let counter = counter.clone();
+        async move {
+            let mut peer = Peer::accept(io).await?;
+            loop {
+                peer.next().await?;
+                counter.fetch_max(peer.pings, Ordering::SeqCst);
+            }
+        }
+    });
+    let client = builder(&listener).connect().await.expect("a server");
+    let client = client.with_timeout(Duration::from_millis(30));
+    for _ in 0..50 {
+        let calls: JoinSet<_> = (0..20)
+            .map(|_| {
+                let client = client.clone();
+                async move { client.cancel_operation(NAME).await }
+            })
+            .collect();
+        for result in calls.join_all().await {
+            let status = result.expect_err("it never answers");
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        }
+    }
+    assert_eq!(listener.accepted(), 1);
+    // A strict server takes one at any time, and the next after 5 minutes.
+    assert!(pings.load(Ordering::SeqCst) <= 1);
+}
+
+#[tokio::test]
+async fn a_call_that_was_dropped_before_its_deadline_suspects_nothing() {
+    let pinged = Arc::<AtomicBool>::default();
+    let note = pinged.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let note = note.clone();
+        async move {
+            let mut peer = Peer::accept(io).await?;
+            loop {
+                peer.next().await?;
+                note.fetch_or(peer.pings > 0, Ordering::SeqCst);
+            }
+        }
+    });
+    let client = builder(&listener).connect().await.expect("a server");
+    for _ in 0..20 {
+        let call = client.cancel_operation(NAME);
+        tokio::time::timeout(Duration::from_millis(10), call)
+            .await
+            .expect_err("it never answers");
+    }
+    assert!(!pinged.load(Ordering::SeqCst));
+    assert_eq!(listener.accepted(), 1);
+}
+
+#[tokio::test]
+async fn keepalive_finds_a_dead_connection_under_a_call_and_leaves_an_idle_one_alone() {
+    let pings = Arc::<AtomicUsize>::default();
+    let counter = pings.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let counter = counter.clone();
+        async move {
+            let mut peer = Peer::accept(io).await?;
+            let stream = peer.call().await?;
+            peer.answer(stream).await?;
+            peer.call().await?; // idle until here
+            counter.store(peer.pings, Ordering::SeqCst);
+            peer.pongs = false;
+            peer.ignore(Duration::from_secs(60)).await
+        }
+    });
+    let (interval, patience) = (Duration::from_millis(50), Duration::from_millis(100));
+    let client = builder(&listener).keepalive(interval, patience);
+    let client = client.connect().await.expect("a server");
+    client.cancel_operation(NAME).await.expect("an answer");
+    sleep(6 * interval).await;
+    let begin = Instant::now();
+    let status = client.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(pings.load(Ordering::SeqCst), 0, "while it was idle");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(
+        status
+            .message()
+            .contains("no answer to a ping within 100ms"),
+        "{status:?}"
+    );
+    let most = 2 * interval + 2 * patience + Duration::from_millis(300);
+    assert!(begin.elapsed() < most, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_with_too_many_pings_is_pinged_less() {
+    // As a gRPC server with a minimum of 200 ms: the third ping that comes too early is too many.
+    let times = Arc::<std::sync::Mutex<Vec<Duration>>>::default();
+    let lives = times.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let lives = lives.clone();
+        async move {
+            let begin = Instant::now();
+            let mut peer = Peer::accept(io).await?;
+            let stream = peer.call().await?;
+            let mut last = begin;
+            let mut strikes = 0;
+            let mut seen = 0;
+            loop {
+                tokio::select! {
+                    frame = peer.next() => drop(frame?),
+                    () = sleep(Duration::from_millis(1)) => {}
+                }
+                if peer.pings > seen {
+                    seen = peer.pings;
+                    strikes += usize::from(last.elapsed() < Duration::from_millis(200));
+                    last = Instant::now();
+                }
+                if strikes > 2 {
+                    peer.goaway(stream, 11, "too_many_pings").await?;
+                    lives.lock().expect("no panic").push(begin.elapsed());
+                    return Ok::<_, io::Error>(());
+                }
+                if seen == 6 {
+                    peer.answer(stream).await?;
+                }
+            }
+        }
+    });
+    let interval = Duration::from_millis(60);
+    let client = builder(&listener).keepalive(interval, Duration::from_secs(1));
+    let client = client.max_connections(NonZeroUsize::MIN).connect_lazy();
+    let client = client.expect("a client");
+    for life in 1..=2 {
+        let status = client
+            .cancel_operation(NAME)
+            .await
+            .expect_err("too many pings");
+        assert_eq!(status.code(), Code::Unavailable, "{life}: {status:?}");
+        assert!(
+            status.message().contains("closed") || status.message().contains("too_many_pings"),
+            "{status:?}"
+        );
+        sleep(Duration::from_millis(300)).await; // the rest after a connection without an answer
+    }
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("every 240 ms is not too often");
+    assert_eq!(listener.accepted(), 3);
+}

@@ -1,0 +1,238 @@
+//! Which calls are made again, as the server sees it.
+
+mod support;
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use longrunning::{
+    OperationsClient, RetryPolicy,
+    proto::{WaitOperationRequest, rpc},
+};
+use prost::Message as _;
+use prost_types::Any;
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tonic::Code;
+
+use self::support::wire::{CONTENT_TYPE, END_STREAM, Listener, Peer};
+
+const NAME: &str = "operations/1";
+
+/// A server that answers with these codes first, then with success.
+struct Failing {
+    listener: Listener,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Failing {
+    fn start(codes: impl IntoIterator<Item = u8>, details: &'static str) -> Self {
+        let codes = Arc::new(Mutex::new(VecDeque::from_iter(codes)));
+        let calls = Arc::<AtomicUsize>::default();
+        let counter = calls.clone();
+        let listener = Listener::start(move |_, io: TcpStream| {
+            let (codes, counter) = (codes.clone(), counter.clone());
+            async move {
+                let mut peer = Peer::accept(io).await?;
+                loop {
+                    let stream = peer.call().await?;
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    let code = codes.lock().expect("no panic").pop_front();
+                    let Some(code) = code.map(|code| code.to_string()) else {
+                        peer.answer(stream).await?;
+                        continue;
+                    };
+                    let trailers = [
+                        (":status", "200"),
+                        CONTENT_TYPE,
+                        ("grpc-status", code.as_str()),
+                        ("grpc-status-details-bin", details),
+                    ];
+                    let trailers = if details.is_empty() {
+                        &trailers[..3]
+                    } else {
+                        &trailers
+                    };
+                    peer.headers(stream, END_STREAM, trailers).await?;
+                }
+            }
+        });
+        Self { listener, calls }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+fn client(server: &Failing, policy: RetryPolicy) -> OperationsClient {
+    let builder = OperationsClient::builder(server.listener.url());
+    builder.retry(policy).connect_lazy().expect("a client")
+}
+
+/// The default policy, with waits that a test can afford.
+fn brisk() -> RetryPolicy {
+    RetryPolicy::default().initial_backoff(Duration::from_millis(10))
+}
+
+fn retry_after(delay: Duration) -> &'static str {
+    use base64::Engine as _;
+    let info = rpc::RetryInfo {
+        retry_delay: Some(delay.try_into().expect("short")),
+    };
+    let status = rpc::Status {
+        code: 14,
+        details: vec![Any::from_msg(&info).expect("it encodes")],
+        ..rpc::Status::default()
+    };
+    let text = base64::engine::general_purpose::STANDARD_NO_PAD.encode(status.encode_to_vec());
+    text.leak()
+}
+
+#[tokio::test]
+async fn unavailable_is_made_again_up_to_5_times_in_all() {
+    let server = Failing::start([14; 4], "");
+    client(&server, brisk())
+        .cancel_operation(NAME)
+        .await
+        .expect("the fifth");
+    assert_eq!(server.calls(), 5);
+
+    let server = Failing::start([14; 5], "");
+    let status = client(&server, brisk()).cancel_operation(NAME).await;
+    assert_eq!(status.expect_err("all five").code(), Code::Unavailable);
+    assert_eq!(server.calls(), 5);
+}
+
+#[tokio::test]
+async fn every_other_code_is_final() {
+    for code in (1..=16).filter(|&code| code != 14) {
+        let server = Failing::start([code], "");
+        let status = client(&server, brisk()).cancel_operation(NAME).await;
+        let status = status.expect_err("it fails");
+        assert_eq!(i32::from(status.code()), i32::from(code));
+        assert_eq!(server.calls(), 1);
+    }
+}
+
+#[tokio::test]
+async fn without_a_policy_and_for_a_wait_one_request_is_processed_at_most() {
+    let server = Failing::start([14], "");
+    let status = client(&server, RetryPolicy::none())
+        .cancel_operation(NAME)
+        .await;
+    assert_eq!(status.expect_err("it fails").code(), Code::Unavailable);
+    assert_eq!(server.calls(), 1);
+
+    let server = Failing::start([14], "");
+    let request = WaitOperationRequest {
+        name: NAME.to_owned(),
+        timeout: None,
+    };
+    let status = client(&server, brisk()).wait_operation(request).await;
+    assert_eq!(status.expect_err("it fails").code(), Code::Unavailable);
+    assert_eq!(server.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_delay_that_the_server_asks_for_is_kept() {
+    let server = Failing::start([14], retry_after(Duration::from_millis(300)));
+    let begin = Instant::now();
+    client(&server, brisk())
+        .cancel_operation(NAME)
+        .await
+        .expect("the second");
+    let took = begin.elapsed();
+    assert!((300..700).contains(&took.as_millis()), "{took:?}");
+
+    let server = Failing::start([14], retry_after(Duration::from_secs(60)));
+    let begin = Instant::now();
+    let status = client(&server, brisk()).cancel_operation(NAME).await;
+    assert_eq!(
+        status.expect_err("later than its deadline").code(),
+        Code::Unavailable
+    );
+    assert!(begin.elapsed() < Duration::from_millis(500));
+    assert_eq!(server.calls(), 1);
+}
+
+#[tokio::test]
+async fn all_attempts_share_one_deadline() {
+    let server = Failing::start([14; 100], "");
+    let policy = brisk()
+        .max_attempts(NonZeroU32::MAX)
+        .maximum_backoff(Duration::from_millis(50));
+    let client = client(&server, policy).with_timeout(Duration::from_millis(400));
+    let begin = Instant::now();
+    let status = client.cancel_operation(NAME).await.expect_err("it fails");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(
+        begin.elapsed() < Duration::from_millis(600),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(server.calls() > 5, "{}", server.calls());
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_is_found_again_by_the_same_call() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("bound");
+    drop(listener);
+    let client = OperationsClient::builder(format!("http://{addr}")).connect_lazy();
+    let client = client.expect("a client");
+    let call = tokio::spawn(async move { client.cancel_operation(NAME).await });
+    sleep(Duration::from_millis(200)).await;
+    let _server = support::server::Server::start_at(addr, support::server::Habits::default());
+    call.await
+        .expect("no panic")
+        .expect("an answer within the policy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_an_outage_the_throttle_keeps_the_load_and_callers_fail_fast() {
+    let server = Failing::start([14; 20_000], "");
+    let client = client(&server, RetryPolicy::default());
+    // The first failures take the tokens.
+    let call = |_| {
+        let client = client.clone();
+        async move { client.cancel_operation(NAME).await }
+    };
+    let calls: JoinSet<_> = (0..200).map(call).collect();
+    calls.join_all().await;
+    let before = server.calls();
+    // A second at 1,000 calls/s.
+    let mut calls = JoinSet::new();
+    let slowest = Arc::<Mutex<Vec<Duration>>>::default();
+    for _ in 0..100 {
+        for _ in 0..10 {
+            let (client, slowest) = (client.clone(), slowest.clone());
+            calls.spawn(async move {
+                let begin = Instant::now();
+                let status = client.cancel_operation(NAME).await.expect_err("an outage");
+                assert_eq!(status.code(), Code::Unavailable);
+                slowest.lock().expect("no panic").push(begin.elapsed());
+            });
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    calls.join_all().await;
+    let sent = server.calls() - before;
+    println!(
+        "1,000 calls made {sent} requests: {}",
+        support::summary(&slowest)
+    );
+    assert!(sent <= 1_100, "{sent}");
+    let slowest = slowest.lock().expect("no panic").iter().max().copied();
+    assert!(slowest < Some(Duration::from_millis(400)), "{slowest:?}");
+}
