@@ -1,7 +1,7 @@
 //! The client: the five RPCs, and what every call shares.
 
 mod answer;
-mod deadline;
+mod call;
 mod header;
 mod rpc;
 mod unary;
@@ -10,24 +10,20 @@ mod waits;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::HeaderValue;
-use tokio::time::{Instant, timeout_at};
-use tonic::{Code, IntoRequest, Request, Status, body::Body, client::GrpcService};
+use tonic::{IntoRequest, Request, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
-#[cfg(feature = "emulator")]
-pub(crate) use self::deadline::timeout_in;
-use self::{rpc::Rpc, unary::Call, waits::Waits};
+use self::waits::Waits;
 use crate::{
     auth::AuthInterceptor,
+    deadline,
     operation::Operation,
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest,
     },
     retry::{Retry, RetryPolicy},
-    status::{Origin, StatusExt as _, caused, local},
-    transport::{Deadline, Transport},
+    transport::Transport,
 };
 
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
@@ -142,8 +138,9 @@ impl<S> OperationsClient<S> {
 
     /// Shows these credentials with every call.
     ///
-    /// A call waits, within its deadline, while there is no token yet. The server's
-    /// `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is.
+    /// A call waits while there is no token yet: within its deadline, or 10 seconds where it has
+    /// none. An `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is. A request
+    /// whose metadata has an `authorization` keeps it, and gets nothing from these.
     ///
     /// They are sent over whatever connection the stack has, also one without TLS.
     #[must_use]
@@ -287,128 +284,4 @@ impl<S: Stack> OperationsClient<S> {
     ) -> Result<Operation, Status> {
         self.call(request.into_request()).await
     }
-
-    async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
-        let routing = self.check(&request)?;
-        let timeout = deadline::timeout_in(request.metadata())?;
-        let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
-        let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
-        if let Some(auth) = &self.settings.auth {
-            token(auth, deadline).await?;
-        }
-        let call = Call::new(request, routing);
-        let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempts(&call, None).await;
-        };
-        if deadline <= Instant::now() {
-            return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
-        }
-        match timeout_at(deadline, self.attempts(&call, Some(deadline))).await {
-            // A server that times itself may say CANCELLED of its own accord, and so may a
-            // reset that crosses the deadline. The time is up all the same.
-            Ok(Err(status)) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
-                let message = late::<R>(timeout);
-                Err(caused(
-                    Code::DeadlineExceeded,
-                    message,
-                    Origin::Client,
-                    status,
-                ))
-            }
-            Ok(result) => result,
-            Err(_) => Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
-        }
-    }
-
-    /// Refuses what can never be meant; returns the routing header.
-    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<HeaderValue>, Status> {
-        let name = request.get_ref().name();
-        let routing = match name {
-            "" if !R::NAME_MAY_BE_EMPTY => {
-                return Err(local(
-                    Code::InvalidArgument,
-                    "the operation's name is empty: give one such as \"operations/1\"",
-                ));
-            }
-            "" => None,
-            name => Some(header::routing(name)?),
-        };
-        let bytes = request.get_ref().encoded_len();
-        let limit = self.settings.max_encoding_message_size;
-        // gRPC has four bytes for the length.
-        let limit = limit.unwrap_or(u32::MAX as usize);
-        if bytes > limit {
-            return Err(local(
-                Code::ResourceExhausted,
-                format!("the request is {bytes} bytes: the limit is {limit}"),
-            ));
-        }
-        header::bounded(request.metadata())?;
-        Ok(routing.filter(|_| R::HAS_HTTP_RULE))
-    }
-
-    async fn attempts<R: Rpc>(
-        &self,
-        call: &Call<R>,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
-        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
-            Some(retry) => {
-                let attempt = |before| self.attempt(call, before, deadline);
-                retry.run(deadline, attempt).await
-            }
-            None => self.attempt(call, 0, deadline).await,
-        }
-    }
-
-    async fn attempt<R: Rpc>(
-        &self,
-        call: &Call<R>,
-        before: u32,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
-        let mut metadata = call.metadata(before);
-        if let Some(deadline) = deadline {
-            deadline::tell(&mut metadata, deadline);
-        }
-        if let Some(auth) = &self.settings.auth {
-            auth.sign(&mut metadata)?;
-        }
-        let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
-        let stack = self.stack.clone();
-        let result = call
-            .attempt(stack, metadata, deadline.map(Deadline), limit)
-            .await;
-        if let Some(auth) = &self.settings.auth
-            && let Err(status) = &result
-            && status.code() == Code::Unauthenticated
-            && status.origin() == Some(Origin::Server)
-        {
-            auth.rejected();
-        }
-        result
-    }
-}
-
-/// Waits for a token, as long as the call may take.
-///
-/// # Errors
-///
-/// Why there is none: it is more to the point than that the time was up.
-async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
-    let Some(deadline) = deadline else {
-        return auth.ready().await;
-    };
-    timeout_at(deadline, auth.ready())
-        .await
-        .unwrap_or_else(|_| {
-            let message = "credentials: the first token did not come before the call's deadline";
-            Err(auth
-                .last_failure()
-                .unwrap_or_else(|| local(Code::Unavailable, message)))
-        })
-}
-
-fn late<R: Rpc>(timeout: Duration) -> String {
-    format!("no answer to {} within {timeout:?}", R::METHOD)
 }

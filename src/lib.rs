@@ -56,6 +56,7 @@ mod backoff;
 mod builder;
 mod cancel;
 mod client;
+mod deadline;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod list;

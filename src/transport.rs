@@ -21,7 +21,8 @@ use http::{
     header::USER_AGENT,
     uri::{Authority, Scheme},
 };
-use tonic::{Code, Status, body::Body, codegen::BoxFuture};
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body, codegen::BoxFuture, metadata::MetadataMap};
 use tower::Service;
 
 pub use self::body::ResponseBody;
@@ -33,7 +34,11 @@ use self::{
     body::collect,
     pool::{Lease, Pool, Turn},
 };
-use crate::status::{Origin, caused};
+use crate::{
+    auth::AuthInterceptor,
+    deadline,
+    status::{Origin, caused},
+};
 
 /// The stack that [`OperationsClient::builder`](crate::OperationsClient) makes: it carries unary
 /// gRPC calls to one server. Clones are cheap and share the connections.
@@ -55,12 +60,33 @@ struct Shared {
     user_agent: HeaderValue,
 }
 
-/// When the call's time is up, as an extension of its request.
+/// The headers of a call that change while it waits: how much time is left, and the credentials.
+/// They come as an extension of its request, too, so that they are made anew for a call that had to
+/// wait for its stream.
 ///
-/// It ends nothing. It tells a call that was late from one that was not wanted any more: only the
-/// former says something about the connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline(pub(crate) tokio::time::Instant);
+/// The deadline ends nothing here. It tells a call that was late from one that was not wanted any
+/// more: only the former says something about the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct LastHeaders {
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) auth: Option<AuthInterceptor>,
+}
+
+impl LastHeaders {
+    /// Makes the headers as they should be now.
+    ///
+    /// # Errors
+    ///
+    /// Why there are no credentials.
+    pub(crate) fn add_to(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
+        if let Some(deadline) = self.deadline {
+            deadline::tell(metadata, deadline);
+        }
+        self.auth
+            .as_ref()
+            .map_or(Ok(()), |auth| auth.sign(metadata))
+    }
+}
 
 /// How often a call is sent again that the server certainly did not process, see
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
@@ -129,13 +155,17 @@ impl Shared {
     ) -> Result<Response<ResponseBody>, Status> {
         self.complete(&mut head);
         // HTTP/2 has no use for them, and they are dear to clone.
-        let deadline = mem::take(head.extensions_mut())
-            .get()
-            .map(|&Deadline(at)| at);
+        let last = mem::take(head.extensions_mut()).remove::<LastHeaders>();
+        let deadline = last.as_ref().and_then(|last| last.deadline);
         let mut turn = Turn::default();
         let mut resends = 0;
         loop {
             let lease = self.pool.stream(&mut turn, deadline).await?;
+            if let Some(last) = last.as_ref().filter(|_| turn.has_waited()) {
+                let mut metadata = MetadataMap::from_headers(mem::take(head.headers_mut()));
+                last.add_to(&mut metadata)?;
+                *head.headers_mut() = metadata.into_headers();
+            }
             match exchange(lease, head.clone(), body.clone()).await {
                 Ok(response) => return Ok(response),
                 // Its connection is out of the pool now: this ends when there is no other.

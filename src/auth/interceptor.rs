@@ -96,12 +96,18 @@ impl AuthInterceptor {
     ///   what. At once.
     /// - `UNAVAILABLE`: the runtime on which the token was renewed has ended.
     pub async fn ready(&self) -> Result<(), Status> {
-        let Headers::Renewed(renewed) = &self.headers else {
-            return Ok(());
-        };
-        match renewed.look() {
-            Some(outcome) => outcome,
-            None => renewed.wait().await,
+        match (self.look(), &self.headers) {
+            (Some(outcome), _) => outcome,
+            (None, Headers::Renewed(renewed)) => renewed.wait().await,
+            (None, Headers::Fixed(_)) => Ok(()),
+        }
+    }
+
+    /// Tells what [`ready`](Self::ready) would, if it can at once.
+    pub(crate) fn look(&self) -> Option<Result<(), Status>> {
+        match &self.headers {
+            Headers::Fixed(_) => Some(Ok(())),
+            Headers::Renewed(renewed) => renewed.look(),
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
     header::{self, API_CLIENT, REQUEST_PARAMS},
     rpc::Rpc,
 };
-use crate::{status::classify, transport::Deadline};
+use crate::{status::classify, transport::LastHeaders};
 
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
@@ -60,13 +60,40 @@ impl<R: Rpc> Call<R> {
         }
     }
 
+    /// The metadata of the caller, without what is not for the caller to set.
+    pub(crate) fn metadata(&self) -> &MetadataMap {
+        &self.metadata
+    }
+
+    /// Sends the request, and reads the answer to its end.
+    ///
+    /// Its last headers are added when the stack is ready: they say what is so by then.
+    pub(crate) async fn attempt<S: Stack>(
+        &self,
+        before: u32,
+        mut stack: S,
+        last: LastHeaders,
+        limit: usize,
+    ) -> Result<R::Answer, Status> {
+        poll_fn(|cx| stack.poll_ready(cx))
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let mut metadata = self.headers(before);
+        last.add_to(&mut metadata)?;
+        header::bounded_in_all(&metadata)?;
+        let response = stack
+            .call(self.framed(metadata, last))
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let message = answer::message(response, limit).await?;
+        R::Answer::decode(message).map_err(answer::unreadable)
+    }
+
     /// The headers of an attempt, which says how many were before, see
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-    pub(crate) fn metadata(&self, before: u32) -> MetadataMap {
+    fn headers(&self, before: u32) -> MetadataMap {
         let mut headers = self.metadata.clone().into_headers();
         headers.reserve(HEADERS);
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         if let Some(routing) = &self.routing
             && !self.metadata.contains_key(REQUEST_PARAMS.as_str())
         {
@@ -81,38 +108,19 @@ impl<R: Rpc> Call<R> {
         MetadataMap::from_headers(headers)
     }
 
-    /// Sends the request, and reads the answer to its end.
-    pub(crate) async fn attempt<S: Stack>(
-        &self,
-        mut stack: S,
-        metadata: MetadataMap,
-        deadline: Option<Deadline>,
-        limit: usize,
-    ) -> Result<R::Answer, Status> {
-        let request = self.request(metadata, deadline);
-        poll_fn(|cx| stack.poll_ready(cx))
-            .await
-            .map_err(|error| classify(error.into()))?;
-        let response = stack
-            .call(request)
-            .await
-            .map_err(|error| classify(error.into()))?;
-        let message = answer::message(response, limit).await?;
-        R::Answer::decode(message).map_err(answer::unreadable)
-    }
-
-    fn request(&self, metadata: MetadataMap, deadline: Option<Deadline>) -> http::Request<Body> {
+    fn framed(&self, metadata: MetadataMap, last: LastHeaders) -> http::Request<Body> {
+        let mut headers = metadata.into_headers();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         let mut extensions = self.extensions.clone();
+        extensions.insert(last);
         // As the generated stub does, for layers of the stack.
         extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
-        if let Some(deadline) = deadline {
-            extensions.insert(deadline);
-        }
         let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = metadata.into_headers();
+        *request.headers_mut() = headers;
         *request.extensions_mut() = extensions;
         request
     }

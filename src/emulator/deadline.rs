@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
-use crate::client::timeout_in;
+use crate::deadline::timeout_in;
 
 /// Returns the time that a client allows; `None` also for one that cannot be read.
 pub(super) fn timeout(metadata: &MetadataMap) -> Option<Duration> {

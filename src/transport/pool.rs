@@ -76,6 +76,12 @@ enum Opener {
 #[derive(Debug, Default)]
 pub(crate) struct Turn(Option<u64>);
 
+impl Turn {
+    pub(crate) fn has_waited(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl Pool {
     pub(crate) fn new(connector: Connector, limits: Limits) -> Arc<Self> {
         Arc::new(Self {

@@ -1,0 +1,149 @@
+//! The road of one call: what is refused, its headers, its token, its time and its attempts.
+
+use std::{panic::catch_unwind, time::Duration};
+
+use http::HeaderValue;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::{Code, Request, Status};
+
+use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
+use crate::{
+    auth::AuthInterceptor,
+    deadline,
+    status::{Origin, StatusExt as _, caused, local},
+    transport::LastHeaders,
+};
+
+/// How long a call without a deadline waits for its first token.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl<S: Stack> OperationsClient<S> {
+    pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
+        let routing = self.check(&request)?;
+        let timeout = deadline::timeout_in(request.metadata())?;
+        let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
+        let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
+        let call = Call::new(request, routing);
+        let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
+            if let Some(auth) = &self.settings.auth {
+                token(auth, PATIENCE).await?;
+            }
+            return self.attempts(&call, None).await;
+        };
+        if let Some(auth) = &self.settings.auth {
+            token(auth, deadline.saturating_duration_since(Instant::now())).await?;
+        }
+        if deadline <= Instant::now() {
+            return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
+        }
+        let time_is_up = catch_unwind(|| sleep_until(deadline)).map_err(|_| no_timers())?;
+        let result = tokio::select! {
+            biased;
+            result = self.attempts(&call, Some(deadline)) => result,
+            () = time_is_up => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
+        };
+        match result {
+            // A server that times itself may say CANCELLED of its own accord, and so may a
+            // reset that crosses the deadline. The time is up all the same.
+            Err(status) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
+                let (code, message) = (Code::DeadlineExceeded, late::<R>(timeout));
+                Err(caused(code, message, Origin::Client, status))
+            }
+            result => result,
+        }
+    }
+
+    /// Refuses what can never be meant; returns the routing header.
+    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<HeaderValue>, Status> {
+        let name = request.get_ref().name();
+        let routing = match name {
+            "" if !R::NAME_MAY_BE_EMPTY => {
+                return Err(local(
+                    Code::InvalidArgument,
+                    "the operation's name is empty: give one such as \"operations/1\"",
+                ));
+            }
+            "" => None,
+            name => Some(header::routing(name)?),
+        };
+        let bytes = request.get_ref().encoded_len();
+        let limit = self.settings.max_encoding_message_size;
+        // gRPC has four bytes for the length.
+        let limit = limit.unwrap_or(u32::MAX as usize);
+        if bytes > limit {
+            return Err(local(
+                Code::ResourceExhausted,
+                format!("the request is {bytes} bytes: the limit is {limit}"),
+            ));
+        }
+        header::bounded(request.metadata())?;
+        Ok(routing.filter(|_| R::HAS_HTTP_RULE))
+    }
+
+    async fn attempts<R: Rpc>(
+        &self,
+        call: &Call<R>,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => {
+                let attempt = |before| self.attempt(call, before, deadline);
+                retry.run(deadline, attempt).await
+            }
+            None => self.attempt(call, 0, deadline).await,
+        }
+    }
+
+    async fn attempt<R: Rpc>(
+        &self,
+        call: &Call<R>,
+        before: u32,
+        deadline: Option<Instant>,
+    ) -> Result<R::Answer, Status> {
+        let of_the_caller = call.metadata().contains_key("authorization");
+        let auth = self.settings.auth.as_ref().filter(|_| !of_the_caller);
+        let last = LastHeaders {
+            deadline,
+            auth: auth.cloned(),
+        };
+        let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
+        let stack = self.stack.clone();
+        let result = call.attempt(before, stack, last, limit).await;
+        if let Some(auth) = auth
+            && let Err(status) = &result
+            && status.code() == Code::Unauthenticated
+            // A gateway before the server may have said it, too.
+            && status.origin() != Some(Origin::Client)
+        {
+            auth.rejected();
+        }
+        result
+    }
+}
+
+/// Waits for a token, as long as the call may.
+///
+/// # Errors
+///
+/// Why there is none: it is more to the point than that the time was up.
+async fn token(auth: &AuthInterceptor, within: Duration) -> Result<(), Status> {
+    if let Some(outcome) = auth.look() {
+        return outcome;
+    }
+    timeout(within, auth.ready()).await.unwrap_or_else(|_| {
+        let message = "credentials: the first token did not come before the call's deadline";
+        Err(auth
+            .last_failure()
+            .unwrap_or_else(|| local(Code::Unavailable, message)))
+    })
+}
+
+fn no_timers() -> Status {
+    let message =
+        "a call with a timeout needs a tokio runtime with timers: build it with enable_all()";
+    local(Code::FailedPrecondition, message)
+}
+
+fn late<R: Rpc>(timeout: Duration) -> String {
+    format!("no answer to {} within {timeout:?}", R::METHOD)
+}
