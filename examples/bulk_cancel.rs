@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, env, error::Error, num::NonZeroUsize};
 
 use longrunning::{
-    OperationsClient, StatusExt as _,
+    Credentials, OperationsClient, StatusExt as _,
     emulator::{CancelBehavior, Emulator},
 };
 use tokio_stream::StreamExt as _;
@@ -14,8 +14,9 @@ use tonic::Status;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let args: Vec<_> = env::args_os().skip(1).collect();
+    let args: Option<Vec<&str>> = args.iter().map(|arg| arg.to_str()).collect();
+    match args.ok_or("the arguments are not UTF-8")?[..] {
         [] => {
             let emulator = Emulator::start().await?;
             let parent = "projects/p/locations/l";
@@ -34,7 +35,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn cancel_all(endpoint: &str, parent: &str) -> Result<(), Box<dyn Error>> {
-    let client = OperationsClient::builder(endpoint).connect().await?;
+    let credentials = match endpoint.starts_with("https:") {
+        true => Credentials::application_default(),
+        false => Credentials::none(),
+    };
+    let builder = OperationsClient::builder(endpoint).credentials(credentials);
+    let client = builder.connect().await?;
     let mut operations = client.operations(parent);
     let mut failure = None;
     // Not every server understands a filter, so this one is here.

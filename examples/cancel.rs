@@ -5,7 +5,7 @@
 //!
 //! Over https it shows application default credentials to the endpoint, unless `--auth none`.
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, ffi::OsString, process::ExitCode, time::Duration};
 
 use longrunning::{Credentials, OperationsClient, Outcome, StatusExt as _, emulator::Emulator};
 use tokio::time::{Instant, sleep};
@@ -15,7 +15,7 @@ const USAGE: &str = "usage: cancel [--endpoint URL [--auth adc|none] NAME]";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(env::args().skip(1)).await {
+    match run(env::args_os().skip(1)).await {
         Ok(outcome) => {
             println!("outcome: {outcome}");
             ExitCode::SUCCESS
@@ -27,7 +27,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(mut args: impl Iterator<Item = String>) -> Result<String, Status> {
+async fn run(args: impl Iterator<Item = OsString>) -> Result<String, Status> {
+    let args: Result<Vec<_>, _> = args.map(OsString::into_string).collect();
+    let not_utf8 = |arg| Status::invalid_argument(format!("argument {arg:?} is not UTF-8"));
+    let mut args = args.map_err(not_utf8)?.into_iter();
     let (mut endpoint, mut auth, mut name) = (None, None, None);
     while let Some(arg) = args.next() {
         let (place, value) = match &*arg {

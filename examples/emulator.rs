@@ -12,7 +12,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut port = 0;
     let mut complete_after = None;
     let mut names = Vec::new();
-    let mut args = env::args().skip(1);
+    let args: Option<Vec<_>> = env::args_os()
+        .skip(1)
+        .map(|arg| arg.into_string().ok())
+        .collect();
+    let mut args = args.ok_or("the arguments are not UTF-8")?.into_iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match &*arg {

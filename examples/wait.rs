@@ -6,13 +6,14 @@
 use std::{env, error::Error, time::Duration};
 
 use indicatif::ProgressBar;
-use longrunning::{OperationsClient, PollPolicy, emulator::Emulator};
+use longrunning::{Credentials, OperationsClient, PollPolicy, emulator::Emulator};
 use tokio_stream::StreamExt as _;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let args: Vec<String> = env::args().skip(1).collect();
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let args: Vec<_> = env::args_os().skip(1).collect();
+    let args: Option<Vec<&str>> = args.iter().map(|arg| arg.to_str()).collect();
+    match args.ok_or("the arguments are not UTF-8")?[..] {
         [] => {
             let emulator = Emulator::start().await?;
             let name = emulator.start_operation("operations/1")?.name;
@@ -26,7 +27,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn wait(endpoint: &str, name: &str) -> Result<(), Box<dyn Error>> {
-    let client = OperationsClient::builder(endpoint).connect().await?;
+    let credentials = match endpoint.starts_with("https:") {
+        true => Credentials::application_default(),
+        false => Credentials::none(),
+    };
+    let builder = OperationsClient::builder(endpoint).credentials(credentials);
+    let client = builder.connect().await?;
     let policy = PollPolicy::default().initial_delay(Duration::from_millis(250));
     let mut states = client.poller(name).policy(policy);
     let bar = ProgressBar::new(100);

@@ -1,17 +1,13 @@
 //! Which failed calls are made again, how often, and when.
 
-use std::{
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+mod throttle;
+
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
+use self::throttle::Throttle;
 use crate::{
     backoff::Backoff,
     proto::{duration, rpc::RetryInfo},
@@ -171,44 +167,9 @@ impl Retry {
     }
 }
 
-/// The tokens of gRFC A6, in thousandths.
-#[derive(Debug)]
-struct Throttle(AtomicU32);
-
-impl Default for Throttle {
-    fn default() -> Self {
-        Self(AtomicU32::new(Self::MOST))
-    }
-}
-
-impl Throttle {
-    const MOST: u32 = 100_000;
-    const FAILURE: u32 = 1_000;
-    const SUCCESS: u32 = 100;
-
-    /// Takes a token; returns whether there are enough to make the call again.
-    fn failed(&self) -> bool {
-        let less = |tokens: u32| Some(tokens.saturating_sub(Self::FAILURE));
-        self.update(less) > Self::MOST / 2
-    }
-
-    fn succeeded(&self) {
-        // Commonly there is nothing to add: then nothing is written that all cores share.
-        self.update(|tokens| (tokens < Self::MOST).then(|| Self::MOST.min(tokens + Self::SUCCESS)));
-    }
-
-    fn update(&self, change: impl Fn(u32) -> Option<u32>) -> u32 {
-        let Self(tokens) = self;
-        match tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, &change) {
-            Ok(before) => change(before).unwrap_or(before),
-            Err(unchanged) => unchanged,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use prost::Message as _;
     use prost_types::Any;
@@ -296,30 +257,6 @@ mod tests {
         assert_eq!(policy.wait(1, &own, 0.5), None);
         assert_eq!(policy.wait(5, &unavailable(), 0.5), None);
         assert_eq!(RetryPolicy::none().wait(1, &unavailable(), 0.5), None);
-    }
-
-    #[test]
-    fn half_of_the_tokens_are_kept() {
-        let throttle = Throttle::default();
-        for failure in 1..50 {
-            assert!(throttle.failed(), "{failure}");
-        }
-        assert!(!throttle.failed(), "50 are left");
-        for _ in 0..10 {
-            throttle.succeeded();
-        }
-        assert!(!throttle.failed(), "50 are left");
-        for _ in 0..11 {
-            throttle.succeeded();
-        }
-        assert!(throttle.failed(), "50.1 are left");
-        for _ in 0..100 {
-            throttle.failed();
-        }
-        for _ in 0..2_000 {
-            throttle.succeeded();
-        }
-        assert_eq!(throttle.0.into_inner(), Throttle::MOST);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,11 @@
 mod body;
 mod connect;
 mod connection;
+mod driver;
+mod lease;
+mod opening;
 mod pool;
+mod queue;
 mod traffic;
 
 use std::{
@@ -29,11 +33,8 @@ pub use self::body::ResponseBody;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connect::Tls;
 pub(crate) use self::connect::{Connector, Dial};
-pub(crate) use self::pool::Limits;
-use self::{
-    body::collect,
-    pool::{Lease, Pool, Turn},
-};
+pub(crate) use self::driver::Limits;
+use self::{body::collect, lease::Lease, pool::Pool, queue::Turn};
 use crate::{
     auth::AuthInterceptor,
     deadline,
@@ -50,6 +51,8 @@ use crate::{
 ///
 /// There is no deadline here: a future that is dropped, and so a timeout around it, resets the
 /// stream, or gives up the place in the queue.
+///
+#[doc = include_str!("transport/faults.md")]
 #[derive(Clone)]
 pub struct Transport(Arc<Shared>);
 

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     net::{SocketAddr, TcpListener},
     process::{Command, Output},
     time::Duration,
@@ -18,7 +19,7 @@ const NAME: &str = "projects/p/locations/l/operations/1";
 /// Exit code, last line of standard output, last line of standard error.
 type Ending = (Option<i32>, String, String);
 
-async fn run(args: &[&str]) -> Ending {
+async fn run<A: AsRef<OsStr>>(args: &[A]) -> Ending {
     let mut example = env::current_exe().expect("a test has a path");
     example.pop(); // target/debug/deps
     example.pop();
@@ -72,7 +73,7 @@ async fn against(emulator: &Emulator) -> Ending {
 
 #[tokio::test]
 async fn alone_it_cancels_an_operation_of_its_own() {
-    assert_eq!(run(&[]).await, outcome("CANCELLED"));
+    assert_eq!(run::<&str>(&[]).await, outcome("CANCELLED"));
 }
 
 #[tokio::test]
@@ -152,6 +153,15 @@ async fn what_makes_no_sense_is_an_invalid_argument() {
         let (code, out, line) = run(args).await;
         assert_eq!((code, out.as_str()), (Some(1), ""), "{args:?}");
         assert!(line.starts_with("error: INVALID_ARGUMENT: "), "{line}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt as _;
+        let (code, _, line) = run(&[OsStr::from_bytes(b"op\xff")]).await;
+        assert_eq!(
+            (code, line),
+            error("INVALID_ARGUMENT: argument \"op\\xFF\" is not UTF-8")
+        );
     }
     let emulator = emulator(CancelBehavior::Cancel).await;
     let (code, _, line) = run(&["--endpoint", &emulator.endpoint(), "--auth", "none", ""]).await;

@@ -1,7 +1,9 @@
 //! The client shows its credentials, waits for them, and has them renewed.
 
 use std::{
+    convert::Infallible,
     future::pending,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,9 +13,11 @@ use std::{
 
 use longrunning::{
     CallCredentials, Credentials, OperationsClient, Origin, StatusExt as _, Token,
-    emulator::{Call, Emulator},
+    emulator::{Call, Emulator, Method},
+    proto::GetOperationRequest,
 };
-use tonic::{Code, Status};
+use tonic::{Code, IntoRequest as _, Request, Status, body::Body};
+use tower::service_fn;
 
 const NAME: &str = "operations/1";
 
@@ -225,6 +229,93 @@ async fn a_refused_token_is_fetched_anew_and_the_caller_gets_the_servers_word() 
     tokio::time::timeout(Duration::from_secs(20), renewed)
         .await
         .expect("a new token");
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_a_deadline_waits_ten_seconds_for_a_token() {
+    let emulator = emulator().await;
+    let failing = Credentials::custom(Failing(Status::unavailable("the vault is shut")));
+    let interceptor = failing.interceptor_lazy().expect("a runtime");
+    let client = OperationsClient::new(emulator.service()).with_credentials(interceptor);
+    let begun = tokio::time::Instant::now();
+    let status = client.get_operation(NAME).await.expect_err("no token");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("the vault is shut"), "{status}");
+    assert_eq!(begun.elapsed().as_secs(), 10);
+}
+
+#[tokio::test]
+async fn a_callers_own_authorization_stays() {
+    let emulator = emulator().await;
+    let client = OperationsClient::builder(emulator.endpoint())
+        .credentials(Credentials::bearer_token("service"))
+        .connect_lazy()
+        .expect("a URL");
+    let mut request: Request<GetOperationRequest> = NAME.into_request();
+    request
+        .metadata_mut()
+        .insert("authorization", "Bearer tenant".parse().expect("legal"));
+    client.get_operation(request).await.expect("known");
+    assert_eq!(
+        header(&emulator.calls()[0], "authorization"),
+        "Bearer tenant"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_waited_for_a_stream_shows_the_token_of_then() {
+    /// Tokens that live a second, and are renewed before that.
+    struct Brief(Counting);
+
+    #[tonic::async_trait]
+    impl CallCredentials for Brief {
+        async fn token(&self) -> Result<Token, Status> {
+            let end = std::time::Instant::now() + Duration::from_millis(1500);
+            Ok(self.0.token().await?.expires_at(end))
+        }
+    }
+
+    let emulator = Emulator::builder().max_concurrent_streams(1).start().await;
+    let emulator = emulator.expect("a free port");
+    emulator.start_operation(NAME).expect("a new name");
+    emulator.delay(Method::Get, Duration::from_secs(2));
+    let client = OperationsClient::builder(emulator.endpoint())
+        .credentials(Credentials::custom(Brief(Counting::default())))
+        .max_connections(NonZeroUsize::MIN)
+        .connect()
+        .await
+        .expect("it is there");
+    let (first, second) = tokio::join!(client.get_operation(NAME), client.get_operation(NAME));
+    first.and(second).expect("known");
+    let calls = emulator.calls();
+    assert_eq!(header(&calls[0], "authorization"), "Bearer t1");
+    assert_ne!(
+        header(&calls[1], "authorization"),
+        "Bearer t1",
+        "it ended before"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_401_of_a_gateway_has_the_token_fetched_anew() {
+    let gateway = service_fn(|_: http::Request<Body>| async {
+        let mut response = http::Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+        Ok::<_, Infallible>(response)
+    });
+    let source = Counting::default();
+    let interceptor = Credentials::custom(source.clone())
+        .interceptor()
+        .await
+        .expect("a token");
+    let client = OperationsClient::new(gateway).with_credentials(interceptor);
+    let status = client.get_operation(NAME).await.expect_err("refused");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unauthenticated, Some(Origin::Transport))
+    );
+    tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
 }
 

@@ -10,7 +10,7 @@ use h2::RecvStream;
 use http_body::{Body as _, Frame};
 use tonic::{Status, body::Body};
 
-use super::pool::Lease;
+use super::lease::Lease;
 
 /// The body of a response.
 ///

@@ -1,34 +1,21 @@
-//! One connection, and the task that drives it.
+//! What is known of a connection.
 
 use std::{
-    convert::Infallible,
-    future::{Future, pending},
-    pin::Pin,
     sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use bytes::Bytes;
-use h2::{Ping, PingPong, Reason, client::SendRequest};
 use http::uri::Authority;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::Notify, time::Instant};
 use tonic::{Code, Status};
 
-use super::{
-    connect::{Http2, Opened},
-    pool::{Limits, Pool},
-    traffic::Traffic,
-};
+use super::traffic::Traffic;
 use crate::status::{Origin, caused, classify, mark};
 
-/// What is known of a connection. The calls on it share this with the task that drives it.
+/// What the calls on a connection share with the pool, and with the task that drives it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     authority: Authority,
@@ -44,8 +31,8 @@ pub(crate) struct Connection {
     /// The traffic's reads when it became suspect: it is suspect while they stay that many.
     suspect: AtomicUsize,
     suspected: Notify,
-    /// Whether a ping may be sent that a strict server would not punish.
-    may_ping: AtomicBool,
+    /// When it was pinged since it answered a call last: in milliseconds after it was opened, or 0.
+    pinged: AtomicU64,
     /// Whether the pool has let go of it.
     retired: AtomicBool,
     end: OnceLock<End>,
@@ -53,7 +40,7 @@ pub(crate) struct Connection {
 
 /// How a connection ended, where the error of a call does not tell.
 #[derive(Clone, Copy, Debug)]
-enum End {
+pub(crate) enum End {
     /// It closed, and h2 gave each of its calls the reason.
     Closed,
     /// A ping stayed unanswered so long.
@@ -70,17 +57,28 @@ const NOT_SUSPECT: usize = usize::MAX;
 /// too many small DATA frames that are not read yet: with the window of 5 MiB, more than 10,000.
 const STREAMS: usize = 1_000;
 
-/// How long a suspect has to answer.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(5);
-
 /// The least time between pings without an answer to a call between them: strict servers close
 /// the connection on more, see [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
 const STRICT: Duration = Duration::from_secs(300);
 
-/// How long a connection that nobody needs may take to say good-bye.
-const FAREWELL: Duration = Duration::from_secs(1);
-
 impl Connection {
+    pub(crate) fn new(authority: Authority, traffic: Arc<Traffic>, limit: usize) -> Self {
+        Self {
+            authority,
+            traffic,
+            opened: Instant::now(),
+            limit: limit.min(STREAMS).into(),
+            calls: 0.into(),
+            uses: 0.into(),
+            answered: false.into(),
+            suspect: NOT_SUSPECT.into(),
+            suspected: Notify::new(),
+            pinged: 0.into(),
+            retired: false.into(),
+            end: OnceLock::new(),
+        }
+    }
+
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
@@ -91,6 +89,12 @@ impl Connection {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many streams the server allows; returns whether that is news.
+    pub(crate) fn allow(&self, limit: usize) -> bool {
+        let limit = limit.min(STREAMS);
+        self.limit.swap(limit, Ordering::Relaxed) != limit
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -116,8 +120,8 @@ impl Connection {
 
     /// Notes that a call was answered; returns whether it was the first one.
     pub(crate) fn answered(&self) -> bool {
-        if !self.may_ping.load(Ordering::Relaxed) {
-            self.may_ping.store(true, Ordering::Relaxed);
+        if self.pinged.load(Ordering::Relaxed) != 0 {
+            self.pinged.store(0, Ordering::Relaxed);
         }
         !self.has_answered() && !self.answered.swap(true, Ordering::Relaxed)
     }
@@ -129,13 +133,51 @@ impl Connection {
     /// Suspects the connection: nothing has come on it since its reads were so many, although a
     /// call waited for an answer until its deadline.
     pub(crate) fn suspect(&self, reads: usize) {
-        if self.traffic.reads() == reads
-            && !self.is_suspect()
-            && self.may_ping.swap(false, Ordering::Relaxed)
-        {
+        if self.traffic.reads() == reads && !self.is_suspect() && self.may_ping() {
             self.suspect.store(reads, Ordering::Relaxed);
             self.suspected.notify_one();
         }
+    }
+
+    /// Returns when it has become suspect: it is to be pinged, once.
+    pub(crate) async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+
+    /// Notes that it is pinged.
+    pub(crate) fn pinged(&self) {
+        self.note_ping(self.pinged.load(Ordering::Relaxed));
+    }
+
+    /// Notes that the pool has let go of it.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Notes how it ended. The first word counts.
+    pub(crate) fn end(&self, end: End) {
+        let _ = self.end.set(end);
+    }
+
+    /// Whether a strict server would take a ping. If so, the caller is to send it.
+    fn may_ping(&self) -> bool {
+        let pinged = self.pinged.load(Ordering::Relaxed);
+        let next = Duration::from_millis(pinged) + STRICT;
+        let early = pinged != 0 && self.opened.elapsed() < next;
+        !early && self.note_ping(pinged)
+    }
+
+    /// Notes a ping, unless another was noted since.
+    fn note_ping(&self, last: u64) -> bool {
+        let now = self.opened.elapsed().as_millis().try_into();
+        let now = now.unwrap_or(u64::MAX).max(1);
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        let noted = self.pinged.compare_exchange(last, now, success, failure);
+        noted.is_ok()
     }
 
     /// The status of a call that failed on this connection.
@@ -174,245 +216,5 @@ impl Connection {
     /// Whether its task was dropped, which only the end of its runtime does.
     pub(crate) fn is_abandoned(&self) -> bool {
         matches!(self.end.get(), Some(End::Abandoned))
-    }
-}
-
-/// A connection as the pool holds it. Once dropped, it ends with the last call on it.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) connection: Arc<Connection>,
-    pub(crate) sender: SendRequest<Bytes>,
-    /// Wakes the driver when it is dropped.
-    _retired: oneshot::Sender<Infallible>,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.connection.retired.store(true, Ordering::Release);
-    }
-}
-
-/// The future that drives a connection until it ends.
-pub(crate) struct Driver {
-    http2: Http2,
-    connection: Arc<Connection>,
-    pool: Weak<Pool>,
-    watch: Pin<Box<dyn Future<Output = End> + Send>>,
-    /// Tells whether the server lets the connection take more streams. Dropped with the member,
-    /// for a connection with a sender never ends by itself.
-    probe: Option<SendRequest<Bytes>>,
-}
-
-impl Driver {
-    pub(crate) fn new(
-        opened: Opened,
-        authority: Authority,
-        limits: Limits,
-        pool: Weak<Pool>,
-    ) -> (Member, Self) {
-        let Opened {
-            sender,
-            mut http2,
-            traffic,
-        } = opened;
-        let connection = Arc::new(Connection {
-            authority,
-            traffic,
-            opened: Instant::now(),
-            limit: http2.max_concurrent_send_streams().min(STREAMS).into(),
-            calls: 0.into(),
-            uses: 0.into(),
-            answered: false.into(),
-            suspect: NOT_SUSPECT.into(),
-            suspected: Notify::new(),
-            may_ping: true.into(),
-            retired: false.into(),
-            end: OnceLock::new(),
-        });
-        let (member, retired) = oneshot::channel();
-        let watch = watch(
-            connection.clone(),
-            http2.ping_pong(),
-            limits,
-            pool.clone(),
-            retired,
-        );
-        let driver = Self {
-            http2,
-            connection: connection.clone(),
-            pool,
-            watch: Box::pin(watch),
-            probe: Some(sender.clone()),
-        };
-        let member = Member {
-            connection,
-            sender,
-            _retired: member,
-        };
-        (member, driver)
-    }
-
-    /// Heeds a server that had too many pings.
-    fn complained(&self, error: &h2::Error) {
-        let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
-        if let Some(pool) = self.pool.upgrade().filter(|_| calm && error.is_go_away()) {
-            pool.ping_less();
-        }
-    }
-
-    /// Tells the pool what the server has announced meanwhile.
-    fn announce(&mut self) {
-        let mut cx = Context::from_waker(Waker::noop());
-        let closing = match &mut self.probe {
-            Some(probe) => matches!(probe.poll_ready(&mut cx), Poll::Ready(Err(_))),
-            None => return,
-        };
-        let limit = self.http2.max_concurrent_send_streams().min(STREAMS);
-        let changed = self.connection.limit.swap(limit, Ordering::Relaxed) != limit;
-        if !closing && !changed {
-            return;
-        }
-        let Some(pool) = self.pool.upgrade() else {
-            return;
-        };
-        if closing {
-            self.probe = None;
-            pool.retire(&self.connection);
-        } else {
-            pool.serve();
-        }
-    }
-}
-
-impl Future for Driver {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if this.connection.retired.load(Ordering::Acquire) {
-            this.probe = None;
-        }
-        let end = match Pin::new(&mut this.http2).poll(cx) {
-            Poll::Ready(closed) => {
-                if let Err(error) = closed {
-                    this.complained(&error);
-                }
-                Poll::Ready(End::Closed)
-            }
-            Poll::Pending => this.watch.as_mut().poll(cx),
-        };
-        match end {
-            Poll::Ready(end) => {
-                let _ = this.connection.end.set(end);
-                Poll::Ready(())
-            }
-            Poll::Pending => {
-                this.announce();
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl Drop for Driver {
-    /// Runs before the fields are dropped, so before any call sees that its connection is gone.
-    fn drop(&mut self) {
-        let _ = self.connection.end.set(End::Abandoned);
-        if let Some(pool) = self.pool.upgrade() {
-            pool.ended(&self.connection);
-        }
-    }
-}
-
-/// Ends when the connection is dead, or takes too long to say good-bye.
-async fn watch(
-    connection: Arc<Connection>,
-    ping: Option<PingPong>,
-    limits: Limits,
-    pool: Weak<Pool>,
-    retired: oneshot::Receiver<Infallible>,
-) -> End {
-    let dead = async {
-        match ping {
-            Some(ping) => dead(&connection, ping, &limits).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        patience = dead => End::Unanswered(patience),
-        () = dismiss_idle(&connection, limits.idle, &pool) => End::Closed,
-        () = farewell(&connection, retired) => End::Closed,
-    }
-}
-
-/// Returns when a ping stayed unanswered.
-async fn dead(connection: &Connection, mut ping: PingPong, limits: &Limits) -> Duration {
-    let mut pinged: Option<Instant> = None;
-    loop {
-        let patience = tokio::select! {
-            () = connection.suspected.notified() => SUSPECT_PATIENCE,
-            () = quiet(connection, limits.keepalive) => limits.keepalive_timeout,
-            () = lenient(pinged), if pinged.is_some() => {
-                connection.may_ping.store(true, Ordering::Relaxed);
-                pinged = None;
-                continue;
-            }
-        };
-        pinged = Some(Instant::now());
-        let mut reads = connection.traffic.reads();
-        if ping.send_ping(Ping::opaque()).is_err() {
-            continue;
-        }
-        let mut pong = std::pin::pin!(std::future::poll_fn(|cx| ping.poll_pong(cx)));
-        while timeout(patience, pong.as_mut()).await.is_err() {
-            // Whatever has come shows that the connection lives.
-            let before = std::mem::replace(&mut reads, connection.traffic.reads());
-            if before == reads {
-                return patience;
-            }
-        }
-    }
-}
-
-/// Returns when nothing has come for so long, and a call waits.
-async fn quiet(connection: &Connection, interval: Duration) {
-    loop {
-        let reads = connection.traffic.reads();
-        sleep(interval).await;
-        if connection.calls() > 0 && connection.traffic.reads() == reads {
-            return;
-        }
-    }
-}
-
-/// Returns when a strict server would take another ping.
-async fn lenient(pinged: Option<Instant>) {
-    match pinged {
-        Some(pinged) => tokio::time::sleep_until(pinged + STRICT).await,
-        None => pending().await,
-    }
-}
-
-/// Has the pool dismiss the connection whenever it was idle for so long.
-async fn dismiss_idle(connection: &Connection, interval: Duration, pool: &Weak<Pool>) {
-    loop {
-        let uses = connection.uses();
-        sleep(interval).await;
-        let idle = connection.calls() == 0 && connection.uses() == uses;
-        if let Some(pool) = pool.upgrade().filter(|_| idle) {
-            pool.dismiss(connection);
-        }
-    }
-}
-
-/// Returns when the pool has let go of the connection, no call is on it, and still it has not
-/// closed: a peer that takes no bytes could keep it for ever.
-async fn farewell(connection: &Connection, retired: oneshot::Receiver<Infallible>) {
-    let _ = retired.await;
-    loop {
-        sleep(FAREWELL).await;
-        if connection.calls() == 0 {
-            return;
-        }
     }
 }

@@ -1,42 +1,24 @@
 //! The connections, and the calls that wait for one.
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
-use h2::client::SendRequest;
-use tokio::{
-    runtime::Handle,
-    sync::oneshot,
-    time::{Instant, sleep},
-};
+use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use tonic::{Code, Status};
 
 use super::{
     connect::{Connector, Opened},
-    connection::{Connection, Driver, Member},
+    connection::Connection,
+    driver::{Driver, Limits, Member},
+    lease::Lease,
+    opening::{Opener, Opening, rest, runtime},
+    queue::{Queue, Turn},
 };
-use crate::{
-    backoff::Backoff,
-    status::{Origin, local, mark},
-};
-
-/// How many connections there may be, and how long they are kept.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) connections: usize,
-    /// How long nothing comes on a connection with calls before it is pinged.
-    pub(crate) keepalive: Duration,
-    /// How long the answer to that ping may take.
-    pub(crate) keepalive_timeout: Duration,
-    /// How long a connection beside others is kept without calls.
-    pub(crate) idle: Duration,
-}
+use crate::status::local;
 
 /// The connections to a server, oldest first, and the calls that wait for a stream, in order.
 #[derive(Debug)]
@@ -49,8 +31,7 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 struct State {
     members: Vec<Member>,
-    waiting: BTreeMap<u64, oneshot::Sender<Result<Lease, Status>>>,
-    turns: u64,
+    waiting: Queue,
     opener: Opener,
     /// Ends the opener's task when the pool is dropped.
     closing: Option<oneshot::Sender<Infallible>>,
@@ -60,26 +41,6 @@ struct State {
     patience: u32,
     /// Where connections are opened: the runtime of who came last to have one opened.
     runtime: Option<Handle>,
-}
-
-/// The task that opens connections, one at a time, while calls wait that no connection can take.
-#[derive(Debug, Default)]
-enum Opener {
-    #[default]
-    Idle,
-    Connecting,
-    /// After a failure. Who finds no connection gets it meanwhile.
-    Resting(Status),
-}
-
-/// The place of a call in the order of those that wait. It keeps it when it has to wait again.
-#[derive(Debug, Default)]
-pub(crate) struct Turn(Option<u64>);
-
-impl Turn {
-    pub(crate) fn has_waited(&self) -> bool {
-        self.0.is_some()
-    }
 }
 
 impl Pool {
@@ -112,10 +73,9 @@ impl Pool {
         turn: &mut Turn,
         deadline: Option<Instant>,
     ) -> Result<Lease, Status> {
-        let (receiver, _place) = {
+        let (mut receiver, _place) = {
             let mut state = self.lock();
-            let first = state.waiting.first_key_value().map(|(&first, _)| first);
-            if first.is_none_or(|first| turn.0.is_some_and(|turn| turn < first))
+            if state.waiting.comes_first(turn)
                 && let Some(lease) = state.lease(self)
             {
                 drop(state);
@@ -127,16 +87,11 @@ impl Pool {
                 return Err(failure.clone());
             }
             state.runtime = Some(runtime()?);
-            let turn = *turn.0.get_or_insert_with(|| {
-                state.turns += 1;
-                state.turns
-            });
-            let (sender, receiver) = oneshot::channel();
-            state.waiting.insert(turn, sender);
+            let receiver = state.waiting.join(turn);
             (receiver, Place { pool: self, turn })
         };
         self.serve();
-        match receiver.await {
+        match (&mut receiver).await {
             Ok(result) => result.map(|lease| lease.until(deadline)),
             // Cannot be: who takes a sender out of the queue sends, and the pool is alive.
             Err(_) => Err(local(Code::Internal, "the queue for connections is gone")),
@@ -154,9 +109,9 @@ impl Pool {
             let Some(lease) = state.lease(self) else {
                 return self.open_another(state);
             };
-            let next = state.waiting.pop_first();
+            let next = state.waiting.pop();
             drop(state);
-            if let Some((_, waiting)) = next {
+            if let Some(waiting) = next {
                 // A call that is gone gives it back with this.
                 drop(waiting.send(Ok(lease)));
             }
@@ -181,25 +136,21 @@ impl Pool {
         }
     }
 
-    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>, as_: Opener, rest: Duration) {
+    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>, opener: Opener, rest: Duration) {
         let Some(runtime) = state.runtime.clone() else {
             return; // cannot be: who waits, or has had a connection opened, has set it
         };
-        state.opener = as_;
+        state.opener = opener;
         let (closing, closed) = oneshot::channel();
         state.closing = Some(closing);
         // A runtime that has ended drops the task at once, and that takes the lock.
         drop(state);
-        let opening = Opening {
-            pool: Arc::downgrade(self),
-            connector: self.connector.clone(),
-            done: false,
-        };
+        let opening = Opening::new(Arc::downgrade(self), self.connector.clone());
         runtime.spawn(opening.run(rest, closed));
     }
 
     /// Takes in a connection, and lets it take calls.
-    fn add(self: &Arc<Self>, opened: Opened) {
+    pub(crate) fn add(self: &Arc<Self>, opened: Opened) {
         let authority = self.connector.authority().clone();
         let mut limits = self.limits.clone();
         limits.keepalive = limits.keepalive.saturating_mul(1 << self.lock().patience);
@@ -260,18 +211,19 @@ impl Pool {
     }
 
     /// Ends the waiting of all calls, unless there is a connection that can serve them.
-    fn fail_waiting(&self, status: &Status) {
+    pub(crate) fn fail_waiting(&self, status: &Status) {
         let mut state = self.lock();
         if state.members.is_empty() {
             let waiting = mem::take(&mut state.waiting);
             drop(state);
-            for waiting in waiting.into_values() {
+            for waiting in waiting {
                 let _ = waiting.send(Err(status.clone()));
             }
         }
     }
 
-    fn failed(&self, failure: Status) -> Duration {
+    /// Notes that there is no connection for now; returns how long to rest before the next attempt.
+    pub(crate) fn failed(&self, failure: Status) -> Duration {
         let mut state = self.lock();
         state.failures += 1;
         let rest = rest(state.failures);
@@ -281,7 +233,19 @@ impl Pool {
         rest
     }
 
-    fn returned(self: &Arc<Self>, connection: &Connection) {
+    /// Notes that the next attempt may be made, and makes it if a call waits.
+    pub(crate) fn rested(self: &Arc<Self>) {
+        self.lock().opener = Opener::Idle;
+        self.serve();
+    }
+
+    /// Notes that the task which connected is gone.
+    pub(crate) fn abandoned(&self, failure: &Status) {
+        self.lock().opener = Opener::Idle;
+        self.fail_waiting(failure);
+    }
+
+    pub(crate) fn returned(self: &Arc<Self>, connection: &Connection) {
         let state = self.lock();
         connection.return_stream();
         let serve = !state.waiting.is_empty();
@@ -291,7 +255,7 @@ impl Pool {
         }
     }
 
-    fn answered(&self) {
+    pub(crate) fn answered(&self) {
         self.lock().failures = 0;
     }
 
@@ -310,14 +274,7 @@ impl State {
             .find(|member| !member.connection.is_suspect());
         let member = sound.or_else(|| members.next())?;
         member.connection.take_stream();
-        Some(Lease {
-            reads: member.connection.traffic().reads(),
-            connection: member.connection.clone(),
-            sender: Some(member.sender.clone()),
-            pool: pool.clone(),
-            deadline: None,
-            completed: false,
-        })
+        Some(Lease::new(member, pool.clone()))
     }
 
     fn remove(&mut self, connection: &Connection) -> Option<Member> {
@@ -327,154 +284,15 @@ impl State {
     }
 }
 
-/// A stream of a connection, for one call.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    connection: Arc<Connection>,
-    sender: Option<SendRequest<Bytes>>,
-    pool: Arc<Pool>,
-    deadline: Option<Instant>,
-    /// The traffic's reads when something of this call moved last.
-    reads: usize,
-    completed: bool,
-}
-
-impl Lease {
-    fn until(mut self, deadline: Option<Instant>) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    pub(crate) fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    /// The means to send the request, once.
-    pub(crate) fn sender(&mut self) -> Option<SendRequest<Bytes>> {
-        self.progressed();
-        self.sender.take()
-    }
-
-    pub(crate) fn answered(&mut self) {
-        self.progressed();
-        if self.connection.answered() {
-            self.pool.answered();
-        }
-    }
-
-    pub(crate) fn progressed(&mut self) {
-        self.reads = self.connection.traffic().reads();
-    }
-
-    pub(crate) fn completed(mut self) {
-        self.completed = true;
-    }
-
-    pub(crate) fn failed(mut self, error: h2::Error) -> Status {
-        self.completed = true;
-        self.connection.failed(error)
-    }
-
-    /// Tells that the connection takes no more calls.
-    pub(crate) fn retire(&self) {
-        self.pool.retire(&self.connection);
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let late = || self.deadline.is_some_and(|at| Instant::now() >= at);
-        if !self.completed && late() {
-            self.connection.suspect(self.reads);
-        }
-        self.pool.returned(&self.connection);
-    }
-}
-
-/// A call's place in the queue. Declared after the receiver, it is dropped before it, so that
-/// nothing is sent to a call that is gone.
+/// Takes a call out of the queue when it does not wait any more.
 struct Place<'a> {
     pool: &'a Pool,
-    turn: u64,
+    turn: &'a Turn,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let waiting = self.pool.lock().waiting.remove(&self.turn);
-        drop(waiting);
+        let left = self.pool.lock().waiting.leave(self.turn);
+        drop(left);
     }
-}
-
-/// The opener's task: one attempt, and after a failure the rest before the next.
-struct Opening {
-    pool: Weak<Pool>,
-    connector: Arc<Connector>,
-    done: bool,
-}
-
-impl Opening {
-    async fn run(mut self, rest: Duration, closed: oneshot::Receiver<Infallible>) {
-        tokio::select! {
-            () = self.open(rest) => {}
-            _ = closed => {} // the pool is gone
-        }
-    }
-
-    async fn open(&mut self, mut rest: Duration) {
-        if rest.is_zero() {
-            match self.connector.connect().await {
-                Ok(opened) => {
-                    self.done = true;
-                    if let Some(pool) = self.pool.upgrade() {
-                        pool.add(opened);
-                    }
-                    return;
-                }
-                Err(failure) => match self.pool.upgrade() {
-                    Some(pool) => rest = pool.failed(failure),
-                    None => return,
-                },
-            }
-        }
-        sleep(rest).await;
-        self.done = true;
-        if let Some(pool) = self.pool.upgrade() {
-            pool.lock().opener = Opener::Idle;
-            pool.serve();
-        }
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        if let Some(pool) = self.pool.upgrade() {
-            pool.lock().opener = Opener::Idle;
-            let message = "the tokio runtime that connected has ended";
-            let failure = Status::unavailable(format!("{}: {message}", self.connector.authority()));
-            pool.fail_waiting(&mark(failure, Origin::Transport));
-        }
-    }
-}
-
-/// How long to rest after so many failures in a row.
-fn rest(failures: u32) -> Duration {
-    const BACKOFF: Backoff = Backoff {
-        initial: Duration::from_millis(100),
-        multiplier: 2.0,
-        maximum: Duration::from_secs(5),
-    };
-    let earlier = failures.checked_sub(1);
-    earlier.map_or(Duration::ZERO, |n| BACKOFF.delay(n, fastrand::f64()))
-}
-
-fn runtime() -> Result<Handle, Status> {
-    Handle::try_current().map_err(|_| {
-        local(
-            Code::FailedPrecondition,
-            "a call that has to connect needs a tokio runtime: make it within one",
-        )
-    })
 }

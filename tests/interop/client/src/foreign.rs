@@ -9,7 +9,8 @@ use std::{
 };
 
 use longrunning::{
-    Credentials, Operation, OperationsClient, Origin, Outcome, Stack, StatusExt, Transport,
+    Credentials, Operation, OperationsClient, Origin, Outcome, RetryPolicy, Stack, StatusExt,
+    Transport,
     proto::{
         CancelOperationRequest, GetOperationRequest, ListOperationsRequest, WaitOperationRequest,
         rpc,
@@ -33,6 +34,7 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     let client = OperationsClient::builder(http("plain")).connect().await;
     let default = client.expect("a connection");
     every_stack(&cases, default.clone()).await;
+    retries(&cases, default.clone()).await;
     large_status(&cases, default.clone()).await;
     own_stack(&cases, &http("narrow"), &http("aging")).await;
     // grpc-js does not compress answers.
@@ -52,7 +54,8 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     let secure = |which, trust: Trust| {
         let url = https(which);
         async move {
-            let mut builder = OperationsClient::builder(url).ca_certificate(trust.ca);
+            let builder = OperationsClient::builder(url).retry(RetryPolicy::none());
+            let mut builder = builder.ca_certificate(trust.ca);
             if let Some((certificate, key)) = trust.identity {
                 builder = builder.identity(certificate, key);
             }
@@ -82,7 +85,7 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     tls(&cases, certs, secure).await;
 
     let cases = Cases(format!("{server}-server"));
-    crash(&cases, default, channel).await;
+    crash(&cases, default.with_retry(RetryPolicy::none()), channel).await;
 }
 
 /// What must hold whatever carries the calls.
@@ -251,13 +254,13 @@ async fn rpcs<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
 
 async fn codes<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     for code in 1..=16 {
-        let c = client.clone();
+        // Time for all attempts, where UNAVAILABLE is tried again.
+        let c = client.clone().with_timeout(Duration::from_secs(20));
         let code = Code::from_i32(code);
         let name = Status::new(code, "").code_name().to_lowercase();
         cases
             .case(&format!("every_method_brings_{name}_whole"), async move {
                 let name = unique(&format!("code-{}", i32::from(code)));
-                // Together: where UNAVAILABLE is tried again, that takes some seconds.
                 let (get, cancel, delete, wait, list) = tokio::join!(
                     c.get_operation(&name),
                     c.cancel_operation(&name),
@@ -541,6 +544,32 @@ async fn own_stack(cases: &Cases, narrow: &str, aging: &str) {
                 assert!(calls > 100, "{calls}");
             },
         )
+        .await;
+}
+
+async fn retries(cases: &Cases, client: OperationsClient<Transport>) {
+    let c = client.clone();
+    cases
+        .case(
+            "an_unavailable_answer_is_tried_again_until_it_is_good",
+            async move {
+                let seen = seen(ok(c.get_operation(unique("flaky-2")).await));
+                assert_eq!(seen["asked"], "3");
+                assert_eq!(seen["grpc-previous-rpc-attempts"], "2");
+                let remaining: u64 = seen["remaining-ms"].parse().expect("a number");
+                assert!(remaining < 9_000, "{remaining} ms are left"); // one deadline for all
+            },
+        )
+        .await;
+
+    let c = client.with_retry(RetryPolicy::none());
+    cases
+        .case("without_retries_the_first_answer_counts", async move {
+            let name = unique("flaky-1");
+            let status = c.get_operation(&name).await.expect_err("the first fails");
+            is_failure(&status, Code::Unavailable);
+            assert_eq!(seen(ok(c.get_operation(&name).await))["asked"], "2");
+        })
         .await;
 }
 

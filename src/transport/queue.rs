@@ -1,0 +1,70 @@
+//! The calls that wait for a stream, in order.
+
+use std::collections::{BTreeMap, btree_map::IntoValues};
+
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::lease::Lease;
+
+/// Where a call waits.
+pub(crate) type Waiting = oneshot::Sender<Result<Lease, Status>>;
+
+/// The calls that wait, by their turns.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: BTreeMap<u64, Waiting>,
+    turns: u64,
+}
+
+/// The place of a call in the order of those that wait. It keeps it when it has to wait again.
+#[derive(Debug, Default)]
+pub(crate) struct Turn(Option<u64>);
+
+impl Turn {
+    pub(crate) fn has_waited(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether nobody waits whose turn is before this one.
+    pub(crate) fn comes_first(&self, turn: &Turn) -> bool {
+        let first = self.waiting.first_key_value();
+        first.is_none_or(|(first, _)| turn.0.is_some_and(|turn| turn < *first))
+    }
+
+    /// Lets a call wait: at the end, or where it has waited before.
+    pub(crate) fn join(&mut self, turn: &mut Turn) -> oneshot::Receiver<Result<Lease, Status>> {
+        let turn = *turn.0.get_or_insert_with(|| {
+            self.turns += 1;
+            self.turns
+        });
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.insert(turn, sender);
+        receiver
+    }
+
+    /// Takes out a call that does not wait any more.
+    pub(crate) fn leave(&mut self, turn: &Turn) -> Option<Waiting> {
+        self.waiting.remove(&turn.0?)
+    }
+
+    /// Takes out the call whose turn it is.
+    pub(crate) fn pop(&mut self) -> Option<Waiting> {
+        self.waiting.pop_first().map(|(_, waiting)| waiting)
+    }
+}
+
+impl IntoIterator for Queue {
+    type Item = Waiting;
+    type IntoIter = IntoValues<u64, Waiting>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.waiting.into_values()
+    }
+}

@@ -1,0 +1,113 @@
+//! Any stack, and many calls at once.
+
+use super::*;
+
+over_each_stack! {
+    a_dropped_future_resets_the_call_and_leaves_nothing_behind
+    a_thousand_calls_at_once_on_one_client_all_succeed
+}
+
+async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind<S: Stack + Sync>(
+    client: Connect<S>,
+) {
+    let emulator = emulator().await;
+    emulator.delay(Method::Cancel, Duration::from_secs(3600));
+    let client = client(&emulator);
+    let calls: Vec<_> = (0..10)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.cancel_operation(NAME).await })
+        })
+        .collect();
+    emulator
+        .wait_until(|emulator| emulator.in_flight() == 10)
+        .await;
+    for call in calls {
+        call.abort();
+    }
+    emulator
+        .wait_until(|emulator| emulator.in_flight() == 0)
+        .await;
+    let abandoned = |call: &longrunning::emulator::Call| call.outcome() == CallOutcome::Abandoned;
+    assert!(emulator.calls().iter().all(abandoned));
+    assert_eq!(emulator.open_connections(), 1);
+    drop(client);
+    emulator
+        .wait_until(|emulator| emulator.open_connections() == 0)
+        .await;
+}
+
+async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: Stack + Sync>(client: Connect<S>) {
+    let emulator = emulator().await;
+    let client = client(&emulator);
+    let calls: Vec<_> = (0..1000)
+        .map(|i| {
+            let client = client.clone();
+            let name = format!("{PARENT}/operations/{i}");
+            emulator.start_operation(&name).expect("a new name");
+            tokio::spawn(async move { client.cancel_operation(name).await })
+        })
+        .collect();
+    for call in calls {
+        call.await.expect("no panic").expect("accepted");
+    }
+    let cancelled: std::collections::BTreeSet<_> = emulator
+        .calls()
+        .iter()
+        .map(|call| match call.request() {
+            CallRequest::Cancel(request) => request.name.clone(),
+            other => panic!("a cancel was expected: {other:?}"),
+        })
+        .collect();
+    assert_eq!(cancelled.len(), 1000);
+}
+
+#[tokio::test]
+async fn any_stack_will_do() {
+    let emulator = emulator().await;
+
+    let in_process = OperationsClient::new(emulator.service());
+    assert!(!in_process.get_operation(NAME).await.expect("known").done);
+
+    let sign = |mut request: Request<()>| {
+        request
+            .metadata_mut()
+            .insert("x-signed", "yes".parse().expect("legal"));
+        Ok(request)
+    };
+    let intercepted = OperationsClient::new(InterceptedService::new(channel(&emulator), sign));
+    intercepted.get_operation(NAME).await.expect("known");
+    let calls = emulator.calls();
+    let call = calls.last().expect("a call");
+    assert_eq!(call.metadata().get("x-signed").expect("is there"), "yes");
+
+    let layered = ServiceBuilder::new()
+        .timeout(Duration::from_secs(20))
+        .concurrency_limit(2)
+        .service(channel(&emulator));
+    OperationsClient::new(layered)
+        .get_operation(NAME)
+        .await
+        .expect("known");
+
+    let refused = OperationsClient::new(
+        ServiceBuilder::new()
+            .load_shed()
+            .concurrency_limit(0)
+            .service(channel(&emulator)),
+    );
+    let status = refused.get_operation(NAME).await.expect_err("shed");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::ResourceExhausted, Some(Origin::Client))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_process_a_call_is_retried_as_it_is_over_a_socket() {
+    let emulator = emulator().await;
+    emulator.fail_next(Method::Get, 2, Status::unavailable("later"));
+    let client = OperationsClient::new(emulator.service()).with_retry(RetryPolicy::default());
+    client.get_operation(NAME).await.expect("a third attempt");
+    assert_eq!(emulator.calls().len(), 3);
+}
