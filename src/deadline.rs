@@ -79,7 +79,20 @@ fn parse(value: &str) -> Option<Duration> {
 
 /// Tells the server how much time is left.
 pub(crate) fn tell(metadata: &mut MetadataMap, deadline: Instant) {
-    set(metadata, deadline.saturating_duration_since(Instant::now()));
+    let left = deadline.saturating_duration_since(Instant::now());
+    set(metadata, rounded_up(left));
+}
+
+/// Rounds to three digits, up by less than 1 %.
+///
+/// The client's own clock ends the call to the nanosecond. What the server is told is the same for
+/// one call and the next, so that HPACK has it in its table, and need not push others out of it.
+fn rounded_up(timeout: Duration) -> Duration {
+    let Ok(nanos) = u64::try_from(timeout.as_nanos()) else {
+        return timeout;
+    };
+    let unit = 10_u64.pow(nanos.checked_ilog10().unwrap_or(0).saturating_sub(2));
+    Duration::from_nanos(nanos.div_ceil(unit).saturating_mul(unit))
 }
 
 /// Puts a timeout into the metadata. tonic's own setter panics on one of 11,416 years.
@@ -128,6 +141,16 @@ mod tests {
     }
 
     #[test]
+    fn calls_with_the_same_timeout_tell_the_same() {
+        for spent in [1, 1_000, 9_000_000] {
+            let left = Duration::from_secs(10) - Duration::from_nanos(spent);
+            assert_eq!(grpc_timeout(rounded_up(left)), "10000000u");
+        }
+        assert_eq!(rounded_up(Duration::ZERO), Duration::ZERO);
+        assert_eq!(rounded_up(Duration::MAX), Duration::MAX);
+    }
+
+    #[test]
     fn what_is_not_a_timeout_is_refused_by_name() {
         for value in [
             "",
@@ -158,6 +181,14 @@ mod tests {
             let read = parse(&grpc_timeout(timeout)).expect("what is written can be read");
             prop_assert!(read >= timeout);
             prop_assert!(read - timeout <= timeout / 1_000_000);
+        }
+
+        #[test]
+        fn what_the_server_is_told_is_never_shorter_and_hardly_longer(nanos: u64) {
+            let timeout = Duration::from_nanos(nanos);
+            let told = rounded_up(timeout);
+            prop_assert!(told >= timeout);
+            prop_assert!(told - timeout <= timeout / 100);
         }
 
         #[test]

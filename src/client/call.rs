@@ -2,10 +2,11 @@
 
 use std::{panic::catch_unwind, time::Duration};
 
+use http::HeaderValue;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Request, Status};
 
-use super::{OperationsClient, Stack, header, rpc::Rpc, unary};
+use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
 use crate::{
     auth::AuthInterceptor,
     deadline,
@@ -17,16 +18,17 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl<S: Stack> OperationsClient<S> {
-    pub(super) async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
-        self.prepare(&mut request)?;
+    pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
+        let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
+        let call = Call::new(request, routing);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
             if let Some(auth) = &self.settings.auth {
                 token(auth, PATIENCE).await?;
             }
-            return self.attempts(request, None).await;
+            return self.attempts(&call, None).await;
         };
         if let Some(auth) = &self.settings.auth {
             token(auth, deadline.saturating_duration_since(Instant::now())).await?;
@@ -37,7 +39,7 @@ impl<S: Stack> OperationsClient<S> {
         let time_is_up = catch_unwind(|| sleep_until(deadline)).map_err(|_| no_timers())?;
         let result = tokio::select! {
             biased;
-            result = self.attempts(request, Some(deadline)) => result,
+            result = self.attempts(&call, Some(deadline)) => result,
             () = time_is_up => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
         };
         match result {
@@ -51,8 +53,8 @@ impl<S: Stack> OperationsClient<S> {
         }
     }
 
-    /// Refuses what can never be meant, and adds the headers that every attempt carries.
-    fn prepare<R: Rpc>(&self, request: &mut Request<R>) -> Result<(), Status> {
+    /// Refuses what can never be meant; returns the routing header.
+    fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<HeaderValue>, Status> {
         let name = request.get_ref().name();
         let routing = match name {
             "" if !R::NAME_MAY_BE_EMPTY => {
@@ -75,46 +77,38 @@ impl<S: Stack> OperationsClient<S> {
             ));
         }
         header::bounded(request.metadata())?;
-        let metadata = request.metadata_mut();
-        if let Some(routing) = routing.filter(|_| R::HAS_HTTP_RULE) {
-            header::or_insert(metadata, header::REQUEST_PARAMS, || routing);
-        }
-        header::or_insert(metadata, header::API_CLIENT, header::api_client);
-        Ok(())
+        Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
     async fn attempts<R: Rpc>(
         &self,
-        request: Request<R>,
+        call: &Call<R>,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
         match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
             Some(retry) => {
-                let attempt = |before| self.attempt(again(&request, before), deadline);
+                let attempt = |before| self.attempt(call, before, deadline);
                 retry.run(deadline, attempt).await
             }
-            None => self.attempt(request, deadline).await,
+            None => self.attempt(call, 0, deadline).await,
         }
     }
 
     async fn attempt<R: Rpc>(
         &self,
-        mut request: Request<R>,
+        call: &Call<R>,
+        before: u32,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
-        let of_the_caller = request.metadata().contains_key("authorization");
+        let of_the_caller = call.metadata().contains_key("authorization");
         let auth = self.settings.auth.as_ref().filter(|_| !of_the_caller);
         let last = LastHeaders {
             deadline,
             auth: auth.cloned(),
         };
-        request.extensions_mut().insert(last.clone());
         let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
-        let result = unary::call(self.stack.clone(), request, limit, |metadata| {
-            last.add_to(metadata)?;
-            header::bounded_in_all(metadata)
-        })
-        .await;
+        let stack = self.stack.clone();
+        let result = call.attempt(before, stack, last, limit).await;
         if let Some(auth) = auth
             && let Err(status) = &result
             && status.code() == Code::Unauthenticated
@@ -125,17 +119,6 @@ impl<S: Stack> OperationsClient<S> {
         }
         result
     }
-}
-
-/// The request once more, which says how many attempts were before, see
-/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-fn again<R: Rpc>(request: &Request<R>, before: u32) -> Request<R> {
-    let mut metadata = request.metadata().clone();
-    if before > 0 {
-        metadata.insert("grpc-previous-rpc-attempts", before.into());
-    }
-    let extensions = request.extensions().clone();
-    Request::from_parts(metadata, extensions, request.get_ref().clone())
 }
 
 /// Waits for a token, as long as the call may.

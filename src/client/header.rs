@@ -1,19 +1,20 @@
 //! The headers that every call carries, and the bounds of those that the caller adds.
 
+use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{
     Code, Status,
-    metadata::{Ascii, KeyAndValueRef, MetadataMap, MetadataValue},
+    metadata::{KeyAndValueRef, MetadataMap},
 };
 
 use crate::status::local;
 
-pub(crate) const REQUEST_PARAMS: &str = "x-goog-request-params";
-pub(crate) const API_CLIENT: &str = "x-goog-api-client";
+pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-request-params");
+pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
 
 /// Who calls, for the statistics of Google's services.
-pub(crate) fn api_client() -> MetadataValue<Ascii> {
-    MetadataValue::from_static(env!("LONGRUNNING_API_CLIENT"))
+pub(crate) fn api_client() -> HeaderValue {
+    HeaderValue::from_static(env!("LONGRUNNING_API_CLIENT"))
 }
 
 /// More makes servers refuse the call, or close the connection and fail the calls beside this one.
@@ -35,7 +36,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: the name is too long for a header.
-pub(crate) fn routing(name: &str) -> Result<MetadataValue<Ascii>, Status> {
+pub(crate) fn routing(name: &str) -> Result<HeaderValue, Status> {
     const KEY: &str = "name=";
     let mut header = String::with_capacity(KEY.len() + name.len() + name.len() / 2);
     header.push_str(KEY);
@@ -45,7 +46,7 @@ pub(crate) fn routing(name: &str) -> Result<MetadataValue<Ascii>, Status> {
         }
         header.push_str(part);
     }
-    let mut value = MetadataValue::try_from(header).map_err(|_| too_long(name))?;
+    let mut value = HeaderValue::try_from(header).map_err(|_| too_long(name))?;
     // It differs with every operation: indexed, it would only push others out of HPACK's table.
     value.set_sensitive(true);
     Ok(value)
@@ -60,17 +61,6 @@ fn too_long(name: &str) -> Status {
             name.len()
         ),
     )
-}
-
-/// Adds a header, unless the caller has: whose value counts.
-pub(crate) fn or_insert(
-    metadata: &mut MetadataMap,
-    key: &'static str,
-    value: impl FnOnce() -> MetadataValue<Ascii>,
-) {
-    if !metadata.contains_key(key) {
-        metadata.insert(key, value());
-    }
 }
 
 /// Holds the caller's own metadata to the bound of the routing header.

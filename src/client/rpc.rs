@@ -11,7 +11,7 @@ use crate::proto::{
 };
 
 /// A request message, and the RPC that it belongs to.
-pub(crate) trait Rpc: Clone + Message + Sized + 'static {
+pub(crate) trait Rpc: Message + Sized + 'static {
     type Answer: Default + Message;
 
     const METHOD: &'static str;

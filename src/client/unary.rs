@@ -1,13 +1,13 @@
-//! One attempt of a call, as gRPC frames it.
+//! A call, and each attempt of it, as gRPC frames them.
 //!
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
-//! that is a sixth of a call's instructions, and most of the memory that it takes. See `bench`.
+//! that is most of the memory that a call takes. See `bench`.
 
-use std::future::poll_fn;
+use std::{future::poll_fn, marker::PhantomData};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
-    HeaderName, HeaderValue, Method, Version,
+    Extensions, HeaderName, HeaderValue, Method, Version,
     header::{CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
@@ -15,53 +15,115 @@ use http_body_util::Full;
 use prost::Message as _;
 use tonic::{GrpcMethod, Request, Status, body::Body, metadata::MetadataMap};
 
-use super::{Stack, answer, rpc::Rpc};
-use crate::status::classify;
+use super::{
+    Stack, answer,
+    header::{self, API_CLIENT, REQUEST_PARAMS},
+    rpc::Rpc,
+};
+use crate::{status::classify, transport::LastHeaders};
 
-/// Sends a request, and reads the answer to its end.
-///
-/// Its last headers are added when the stack is ready: they say what is so by then.
-pub(crate) async fn call<R: Rpc, S: Stack>(
-    mut stack: S,
-    mut request: Request<R>,
-    limit: usize,
-    last_headers: impl FnOnce(&mut MetadataMap) -> Result<(), Status>,
-) -> Result<R::Answer, Status> {
-    poll_fn(|cx| stack.poll_ready(cx))
-        .await
-        .map_err(|error| classify(error.into()))?;
-    last_headers(request.metadata_mut())?;
-    let response = stack
-        .call(framed(request))
-        .await
-        .map_err(|error| classify(error.into()))?;
-    let message = answer::message(response, limit).await?;
-    R::Answer::decode(message).map_err(answer::unreadable)
+/// What all attempts of a call have in common.
+pub(crate) struct Call<R> {
+    /// The caller's own.
+    metadata: MetadataMap,
+    extensions: Extensions,
+    routing: Option<HeaderValue>,
+    message: Bytes,
+    rpc: PhantomData<fn(R)>,
 }
 
 /// What the protocol itself says in headers: not for the caller to set.
-const RESERVED: [HeaderName; 3] = [
+const RESERVED: [HeaderName; 5] = [
+    TE,
+    CONTENT_TYPE,
     Status::GRPC_STATUS,
     Status::GRPC_MESSAGE,
     HeaderName::from_static("grpc-message-type"),
 ];
 
-fn framed<R: Rpc>(request: Request<R>) -> http::Request<Body> {
-    let (metadata, mut extensions, message) = request.into_parts();
-    let mut headers = metadata.into_headers();
-    for name in &RESERVED {
-        headers.remove(name);
+/// So many are added to the caller's on the way, or a few less.
+const HEADERS: usize = 9;
+
+impl<R: Rpc> Call<R> {
+    pub(crate) fn new(request: Request<R>, routing: Option<HeaderValue>) -> Self {
+        let (metadata, extensions, message) = request.into_parts();
+        let mut headers = metadata.into_headers();
+        for name in &RESERVED {
+            headers.remove(name);
+        }
+        Self {
+            metadata: MetadataMap::from_headers(headers),
+            extensions,
+            routing,
+            message: prefixed(&message),
+            rpc: PhantomData,
+        }
     }
-    headers.insert(TE, HeaderValue::from_static("trailers"));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
-    let mut request = http::Request::new(Body::new(Full::new(prefixed(&message))));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
-    *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = headers;
-    *request.extensions_mut() = extensions;
-    request
+
+    /// The metadata of the caller, without what is not for the caller to set.
+    pub(crate) fn metadata(&self) -> &MetadataMap {
+        &self.metadata
+    }
+
+    /// Sends the request, and reads the answer to its end.
+    ///
+    /// Its last headers are added when the stack is ready: they say what is so by then.
+    pub(crate) async fn attempt<S: Stack>(
+        &self,
+        before: u32,
+        mut stack: S,
+        last: LastHeaders,
+        limit: usize,
+    ) -> Result<R::Answer, Status> {
+        poll_fn(|cx| stack.poll_ready(cx))
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let mut metadata = self.headers(before);
+        last.add_to(&mut metadata)?;
+        header::bounded_in_all(&metadata)?;
+        let response = stack
+            .call(self.framed(metadata, last))
+            .await
+            .map_err(|error| classify(error.into()))?;
+        let message = answer::message(response, limit).await?;
+        R::Answer::decode(message).map_err(answer::unreadable)
+    }
+
+    /// The headers of an attempt, which says how many were before, see
+    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
+    fn headers(&self, before: u32) -> MetadataMap {
+        let mut headers = self.metadata.clone().into_headers();
+        headers.reserve(HEADERS);
+        if let Some(routing) = &self.routing
+            && !self.metadata.contains_key(REQUEST_PARAMS.as_str())
+        {
+            headers.insert(REQUEST_PARAMS, routing.clone());
+        }
+        if !self.metadata.contains_key(API_CLIENT.as_str()) {
+            headers.insert(API_CLIENT, header::api_client());
+        }
+        if before > 0 {
+            headers.insert("grpc-previous-rpc-attempts", before.into());
+        }
+        MetadataMap::from_headers(headers)
+    }
+
+    fn framed(&self, metadata: MetadataMap, last: LastHeaders) -> http::Request<Body> {
+        let mut headers = metadata.into_headers();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let mut extensions = self.extensions.clone();
+        extensions.insert(last);
+        // As the generated stub does, for layers of the stack.
+        extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
+        let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = headers;
+        *request.extensions_mut() = extensions;
+        request
+    }
 }
 
 /// A message, not compressed, after its length.

@@ -171,7 +171,8 @@ async fn the_callers_metadata_goes_along_with_every_look() {
     let asked = request.timeout.expect("a slice");
     let asked = Duration::try_from(asked).expect("not negative");
     let margin = wait.timeout().expect("a timeout") - asked;
-    assert!(margin <= Duration::from_secs(10), "{margin:?}");
+    // What the server is told is rounded up, by less than 1 %.
+    assert!(margin <= Duration::from_millis(10_200), "{margin:?}");
     assert!(margin > Duration::from_secs(5), "{margin:?}");
 }
 
