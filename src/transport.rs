@@ -20,6 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
@@ -95,6 +96,9 @@ impl LastHeaders {
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
 const RESENDS: usize = 2;
 
+/// How often a call may come too late to a connection, which then takes no more.
+const LATE: usize = 5;
+
 impl Transport {
     /// Makes a transport that connects when the first call needs it.
     pub(crate) fn new(
@@ -161,20 +165,24 @@ impl Shared {
         let last = mem::take(head.extensions_mut()).remove::<LastHeaders>();
         let deadline = last.as_ref().and_then(|last| last.deadline);
         let mut turn = Turn::default();
-        let mut resends = 0;
+        let (mut late, mut resends) = (0, 0);
         loop {
-            let lease = self.pool.stream(&mut turn, deadline).await?;
+            let (mut lease, sender) = self.pool.stream(&mut turn).await?;
             if let Some(last) = last.as_ref().filter(|_| turn.has_waited()) {
                 let mut metadata = MetadataMap::from_headers(mem::take(head.headers_mut()));
                 last.add_to(&mut metadata)?;
                 *head.headers_mut() = metadata.into_headers();
             }
-            match exchange(lease, head.clone(), body.clone()).await {
+            lease.begins(deadline);
+            match exchange(lease, sender, head.clone(), body.clone()).await {
                 Ok(response) => return Ok(response),
-                // Its connection is out of the pool now: this ends when there is no other.
-                Err(Failure::Unopened) => {}
+                Err(Failure::Unopened(_)) if late < LATE => late += 1,
                 Err(Failure::Unprocessed(_)) if resends < RESENDS => resends += 1,
-                Err(Failure::Unprocessed(status) | Failure::Final(status)) => return Err(status),
+                Err(
+                    Failure::Unopened(status)
+                    | Failure::Unprocessed(status)
+                    | Failure::Final(status),
+                ) => return Err(status),
             }
         }
     }
@@ -196,8 +204,8 @@ impl Shared {
 }
 
 enum Failure {
-    /// The connection takes no more streams.
-    Unopened,
+    /// The connection takes no more streams, and is out of the pool now.
+    Unopened(Status),
     /// The server certainly did not process the call.
     Unprocessed(Status),
     Final(Status),
@@ -206,25 +214,23 @@ enum Failure {
 /// Sends a request and its whole body, and waits for the head of the response.
 async fn exchange(
     mut lease: Lease,
+    mut sender: SendRequest<Bytes>,
     head: Request<()>,
     body: Bytes,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let Some(mut send) = lease.sender() else {
-        return Err(Failure::Unopened);
-    };
     let written = lease.connection().traffic().writes();
-    let (mut response, mut request) = match send.send_request(head, false) {
+    let (mut response, mut request) = match sender.send_request(head, false) {
         Ok(stream) => stream,
         Err(error) => {
             let mut cx = Context::from_waker(Waker::noop());
-            if let Poll::Ready(Err(_)) = send.poll_ready(&mut cx) {
+            if let Poll::Ready(Err(_)) = sender.poll_ready(&mut cx) {
                 lease.retire();
-                return Err(Failure::Unopened);
+                return Err(Failure::Unopened(lease.failed(error)));
             }
             return Err(Failure::Final(refused(error)));
         }
     };
-    drop(send);
+    drop(sender);
     let sent = request.send_data(body, true);
     drop(request);
     let response = match sent {

@@ -25,7 +25,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use self::support::wire::{CONTENT_TYPE, END_STREAM, Listener, Peer};
+use self::support::{
+    server::{Habits, Server},
+    wire::{CONTENT_TYPE, END_STREAM, Listener, Peer},
+};
 
 const NAME: &str = "operations/1";
 
@@ -185,6 +188,35 @@ async fn all_attempts_share_one_deadline() {
 }
 
 #[tokio::test]
+async fn each_attempt_says_what_is_left_of_the_deadline_and_how_many_were_before() {
+    let server = Server::start(Habits {
+        failures: 2,
+        ..Habits::default()
+    });
+    let policy = RetryPolicy::default().initial_backoff(Duration::from_millis(100));
+    let client = OperationsClient::builder(server.url()).retry(policy);
+    let client = client.timeout(Duration::from_secs(9)).connect_lazy();
+    let client = client.expect("a client");
+    client.cancel_operation(NAME).await.expect("the third");
+    let before = server.seen.header("grpc-previous-rpc-attempts");
+    assert_eq!(before, [None, Some("1".to_owned()), Some("2".to_owned())]);
+    let left: Vec<u64> = server
+        .seen
+        .header("grpc-timeout")
+        .into_iter()
+        .map(|left| {
+            let left = left.expect("a deadline");
+            let micros = left.strip_suffix('u').expect("microseconds");
+            micros.parse().expect("a number")
+        })
+        .collect();
+    assert!(left[0] <= 9_000_000 && left[0] > 8_500_000, "{left:?}");
+    // The backoff less 20 % of jitter, and less what is rounded up to three digits.
+    assert!(left[0] - left[1] >= 70_000, "{left:?}");
+    assert!(left[1] - left[2] >= 150_000, "{left:?}");
+}
+
+#[tokio::test]
 async fn a_server_that_restarts_is_found_again_by_the_same_call() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("bound");
@@ -193,7 +225,7 @@ async fn a_server_that_restarts_is_found_again_by_the_same_call() {
     let client = client.expect("a client");
     let call = tokio::spawn(async move { client.cancel_operation(NAME).await });
     sleep(Duration::from_millis(200)).await;
-    let _server = support::server::Server::start_at(addr, support::server::Habits::default());
+    let _server = Server::start_at(addr, Habits::default());
     call.await
         .expect("no panic")
         .expect("an answer within the policy");

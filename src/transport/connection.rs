@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     /// Calls that ever held one.
     uses: AtomicUsize,
     answered: AtomicBool,
+    /// Whether a call has failed on it.
+    disappointed: AtomicBool,
     /// The traffic's reads when it became suspect: it is suspect while they stay that many.
     suspect: AtomicUsize,
     suspected: Notify,
@@ -48,6 +50,8 @@ pub(crate) enum End {
     /// Its task was dropped.
     Abandoned,
 }
+
+const ABANDONED: &str = "the tokio runtime that drove the connection has ended";
 
 const NOT_SUSPECT: usize = usize::MAX;
 
@@ -71,6 +75,7 @@ impl Connection {
             calls: 0.into(),
             uses: 0.into(),
             answered: false.into(),
+            disappointed: false.into(),
             suspect: NOT_SUSPECT.into(),
             suspected: Notify::new(),
             pinged: 0.into(),
@@ -114,8 +119,14 @@ impl Connection {
         self.calls.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn has_answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
+    /// Notes that a call has failed.
+    pub(crate) fn disappointed(&self) {
+        self.disappointed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether calls have failed on it, and it has answered none.
+    pub(crate) fn was_useless(&self) -> bool {
+        self.disappointed.load(Ordering::Relaxed) && !self.answered.load(Ordering::Relaxed)
     }
 
     /// Notes that a call was answered; returns whether it was the first one.
@@ -123,7 +134,7 @@ impl Connection {
         if self.pinged.load(Ordering::Relaxed) != 0 {
             self.pinged.store(0, Ordering::Relaxed);
         }
-        !self.has_answered() && !self.answered.swap(true, Ordering::Relaxed)
+        !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn is_suspect(&self) -> bool {
@@ -182,34 +193,24 @@ impl Connection {
 
     /// The status of a call that failed on this connection.
     pub(crate) fn failed(&self, error: h2::Error) -> Status {
-        let lost = |why: String| {
-            let message = format!("{}: {why}", self.authority);
-            (Code::Unavailable, message)
-        };
-        let (code, message) = match self.end.get() {
-            Some(End::Unanswered(patience)) => lost(format!(
-                "the connection is dead: no answer to a ping within {patience:?}"
-            )),
-            Some(End::Abandoned) => {
-                lost("the tokio runtime that drove the connection has ended".to_owned())
+        let why = match self.end.get() {
+            Some(End::Unanswered(patience)) => {
+                format!("the connection is dead: no answer to a ping within {patience:?}")
             }
+            Some(End::Abandoned) => ABANDONED.to_owned(),
             Some(End::Closed) | None => {
                 let found = classify(error.into());
                 let message = format!("{}: {}", self.authority, found.message());
                 return caused(found.code(), message, Origin::Transport, found);
             }
         };
-        caused(code, message, Origin::Transport, error)
+        let message = format!("{}: {why}", self.authority);
+        caused(Code::Unavailable, message, Origin::Transport, error)
     }
 
-    /// The status of the calls that still waited for a stream when it ended.
-    pub(crate) fn lost(&self) -> Status {
-        let why = match self.end.get() {
-            Some(End::Abandoned) => "the tokio runtime that drove the connection has ended",
-            Some(End::Unanswered(_)) => "the connection is dead: no answer to a ping",
-            Some(End::Closed) | None => "the server closes connections without answering calls",
-        };
-        let message = format!("{}: {why}", self.authority);
+    /// The status of a call whose runtime has ended.
+    pub(crate) fn abandoned(&self) -> Status {
+        let message = format!("{}: {ABANDONED}", self.authority);
         mark(Status::unavailable(message), Origin::Transport)
     }
 

@@ -7,45 +7,41 @@ use h2::client::SendRequest;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{connection::Connection, driver::Member, pool::Pool};
+use super::{connection::Connection, pool::Pool};
+
+/// A stream, and the means to open it.
+pub(crate) type Granted = (Lease, SendRequest<Bytes>);
 
 /// A stream of a connection, for one call.
 #[derive(Debug)]
 pub(crate) struct Lease {
     connection: Arc<Connection>,
-    sender: Option<SendRequest<Bytes>>,
     pool: Arc<Pool>,
     deadline: Option<Instant>,
-    /// The traffic's reads when something of this call moved last.
-    reads: usize,
+    /// The traffic's reads when something of this call moved last. `None` until it is sent.
+    reads: Option<usize>,
     completed: bool,
 }
 
 impl Lease {
-    pub(crate) fn new(member: &Member, pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(connection: Arc<Connection>, pool: Arc<Pool>) -> Self {
         Self {
-            reads: member.connection.traffic().reads(),
-            connection: member.connection.clone(),
-            sender: Some(member.sender.clone()),
+            connection,
             pool,
             deadline: None,
+            reads: None,
             completed: false,
         }
-    }
-
-    pub(crate) fn until(mut self, deadline: Option<Instant>) -> Self {
-        self.deadline = deadline;
-        self
     }
 
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
     }
 
-    /// The means to send the request, once.
-    pub(crate) fn sender(&mut self) -> Option<SendRequest<Bytes>> {
+    /// Notes that the call is sent now, and when its time is up.
+    pub(crate) fn begins(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
         self.progressed();
-        self.sender.take()
     }
 
     pub(crate) fn answered(&mut self) {
@@ -56,7 +52,7 @@ impl Lease {
     }
 
     pub(crate) fn progressed(&mut self) {
-        self.reads = self.connection.traffic().reads();
+        self.reads = Some(self.connection.traffic().reads());
     }
 
     pub(crate) fn completed(mut self) {
@@ -65,6 +61,7 @@ impl Lease {
 
     pub(crate) fn failed(mut self, error: h2::Error) -> Status {
         self.completed = true;
+        self.connection.disappointed();
         self.connection.failed(error)
     }
 
@@ -77,9 +74,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let late = || self.deadline.is_some_and(|at| Instant::now() >= at);
-        let sent = self.sender.is_none();
-        if sent && !self.completed && late() {
-            self.connection.suspect(self.reads);
+        if let Some(reads) = self.reads.filter(|_| !self.completed && late()) {
+            self.connection.suspect(reads);
         }
         self.pool.returned(&self.connection);
     }

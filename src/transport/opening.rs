@@ -21,8 +21,9 @@ pub(crate) enum Opener {
     #[default]
     Idle,
     Connecting,
-    /// After a failure. Who finds no connection gets it meanwhile.
-    Resting(Status),
+    /// After a failure. Who finds no connection gets it meanwhile, or waits where there is none to
+    /// tell.
+    Resting(Option<Status>),
 }
 
 /// The opener's task: one attempt, and after a failure the rest before the next.

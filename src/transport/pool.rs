@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::oneshot, time::Instant};
+use tokio::{runtime::Handle, sync::oneshot};
 use tonic::{Code, Status};
 
 use super::{
     connect::{Connector, Opened},
     connection::Connection,
     driver::{Driver, Limits, Member},
-    lease::Lease,
+    lease::{Granted, Lease},
     opening::{Opener, Opening, rest, runtime},
     queue::{Queue, Turn},
 };
@@ -68,20 +68,15 @@ impl Pool {
     /// Takes a stream for a call, or waits for one.
     ///
     /// The future may be dropped at any time: the place is free, or goes to the next in order.
-    pub(crate) async fn stream(
-        self: &Arc<Self>,
-        turn: &mut Turn,
-        deadline: Option<Instant>,
-    ) -> Result<Lease, Status> {
+    pub(crate) async fn stream(self: &Arc<Self>, turn: &mut Turn) -> Result<Granted, Status> {
         let (mut receiver, _place) = {
             let mut state = self.lock();
             if state.waiting.comes_first(turn)
-                && let Some(lease) = state.lease(self)
+                && let Some(granted) = state.grant(self)
             {
-                drop(state);
-                return Ok(lease.until(deadline));
+                return Ok(granted);
             }
-            if let Opener::Resting(failure) = &state.opener
+            if let Opener::Resting(Some(failure)) = &state.opener
                 && state.members.is_empty()
             {
                 return Err(failure.clone());
@@ -92,7 +87,7 @@ impl Pool {
         };
         self.serve();
         match (&mut receiver).await {
-            Ok(result) => result.map(|lease| lease.until(deadline)),
+            Ok(result) => result,
             // Cannot be: who takes a sender out of the queue sends, and the pool is alive.
             Err(_) => Err(local(Code::Internal, "the queue for connections is gone")),
         }
@@ -106,22 +101,22 @@ impl Pool {
             if state.waiting.is_empty() {
                 return;
             }
-            let Some(lease) = state.lease(self) else {
+            let Some(granted) = state.grant(self) else {
                 return self.open_another(state);
             };
             let next = state.waiting.pop();
             drop(state);
             if let Some(waiting) = next {
                 // A call that is gone gives it back with this.
-                drop(waiting.send(Ok(lease)));
+                drop(waiting.send(Ok(granted)));
             }
         }
     }
 
     fn open_another(self: &Arc<Self>, state: MutexGuard<'_, State>) {
         match &state.opener {
-            Opener::Connecting => {}
-            Opener::Resting(failure) => {
+            Opener::Connecting | Opener::Resting(None) => {}
+            Opener::Resting(Some(failure)) => {
                 let failure = failure.clone();
                 drop(state);
                 self.fail_waiting(&failure);
@@ -194,12 +189,13 @@ impl Pool {
         trace::disconnected(self.connector.authority());
         let mut state = self.lock();
         let member = state.remove(connection);
-        if connection.uses() > 0 && !connection.has_answered() {
+        if connection.was_useless() {
             state.failures += 1;
             // One may just have come at the end of its time.
             let rest = rest(state.failures - 1).saturating_sub(connection.opened().elapsed());
             if !rest.is_zero() && matches!(state.opener, Opener::Idle) {
-                self.start(state, Opener::Resting(connection.lost()), rest);
+                // The calls wait for it: they can be made, only not that often.
+                self.start(state, Opener::Resting(None), rest);
                 drop(member);
                 return self.serve();
             }
@@ -207,7 +203,7 @@ impl Pool {
         drop(state);
         drop(member);
         if connection.is_abandoned() {
-            self.fail_waiting(&connection.lost());
+            self.fail_waiting(&connection.abandoned());
         }
         self.serve();
     }
@@ -230,7 +226,7 @@ impl Pool {
         let mut state = self.lock();
         state.failures += 1;
         let rest = rest(state.failures);
-        state.opener = Opener::Resting(failure.clone());
+        state.opener = Opener::Resting(Some(failure.clone()));
         drop(state);
         self.fail_waiting(&failure);
         rest
@@ -269,7 +265,7 @@ impl Pool {
 
 impl State {
     /// Takes a stream of the oldest connection that has one; of a suspect only if no other has.
-    fn lease(&self, pool: &Arc<Pool>) -> Option<Lease> {
+    fn grant(&self, pool: &Arc<Pool>) -> Option<Granted> {
         let free = |member: &&Member| member.connection.calls() < member.connection.limit();
         let mut members = self.members.iter().filter(free);
         let sound = members
@@ -277,7 +273,8 @@ impl State {
             .find(|member| !member.connection.is_suspect());
         let member = sound.or_else(|| members.next())?;
         member.connection.take_stream();
-        Some(Lease::new(member, pool.clone()))
+        let lease = Lease::new(member.connection.clone(), pool.clone());
+        Some((lease, member.sender.clone()))
     }
 
     fn remove(&mut self, connection: &Connection) -> Option<Member> {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, btree_map::IntoValues};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::lease::Lease;
+use super::lease::Granted;
 
 /// Where a call waits.
-pub(crate) type Waiting = oneshot::Sender<Result<Lease, Status>>;
+pub(crate) type Waiting = oneshot::Sender<Result<Granted, Status>>;
 
 /// The calls that wait, by their turns.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ impl Queue {
     }
 
     /// Lets a call wait: at the end, or where it has waited before.
-    pub(crate) fn join(&mut self, turn: &mut Turn) -> oneshot::Receiver<Result<Lease, Status>> {
+    pub(crate) fn join(&mut self, turn: &mut Turn) -> oneshot::Receiver<Result<Granted, Status>> {
         let turn = *turn.0.get_or_insert_with(|| {
             self.turns += 1;
             self.turns

@@ -36,6 +36,8 @@ pub(crate) struct Habits {
     pub(crate) age: Option<Duration>,
     /// How many bytes of response an answer has.
     pub(crate) bytes: usize,
+    /// How many calls it answers with UNAVAILABLE first.
+    pub(crate) failures: usize,
 }
 
 impl Default for Habits {
@@ -45,6 +47,7 @@ impl Default for Habits {
             latency: Duration::ZERO,
             age: None,
             bytes: 0,
+            failures: 0,
         }
     }
 }
@@ -64,8 +67,8 @@ pub(crate) struct Seen {
     pub(crate) resets: AtomicUsize,
     /// The most calls in flight on one connection.
     pub(crate) most: AtomicUsize,
-    /// The `user-agent` of the last call, and its authority.
-    pub(crate) last: Mutex<Option<(String, String)>>,
+    /// The heads of all calls.
+    pub(crate) heads: Mutex<Vec<http::request::Parts>>,
 }
 
 impl Seen {
@@ -83,6 +86,14 @@ impl Seen {
 
     pub(crate) fn resets(&self) -> usize {
         self.resets.load(Ordering::SeqCst)
+    }
+
+    /// A header of each call.
+    pub(crate) fn header(&self, name: &str) -> Vec<Option<String>> {
+        let heads = self.heads.lock().expect("no panic");
+        let value =
+            |head: &http::request::Parts| Some(head.headers.get(name)?.to_str().ok()?.to_owned());
+        heads.iter().map(value).collect()
     }
 
     pub(crate) fn most(&self) -> usize {
@@ -204,14 +215,13 @@ async fn answer(
     habits: &Habits,
     seen: &Seen,
 ) -> Result<(), h2::Error> {
-    let agent = request.headers().get("user-agent");
-    let agent = agent
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let authority = request.uri().authority().map(ToString::to_string);
-    *seen.last.lock().expect("no panic") = Some((agent.to_owned(), authority.unwrap_or_default()));
     let is_cancel = request.uri().path().ends_with("/CancelOperation");
-    let mut body = request.into_body();
+    let (head, mut body) = request.into_parts();
+    let earlier = {
+        let mut heads = seen.heads.lock().expect("no panic");
+        heads.push(head);
+        heads.len() - 1
+    };
     while let Some(data) = body.data().await {
         let data = data?;
         body.flow_control().release_capacity(data.len())?;
@@ -226,6 +236,12 @@ async fn answer(
         false => operation(habits.bytes),
     };
     let head = Response::builder().header("content-type", "application/grpc");
+    if earlier < habits.failures {
+        let head = head.header("grpc-status", "14");
+        return respond
+            .send_response(head.body(()).expect("a head"), true)
+            .map(drop);
+    }
     let mut stream = respond.send_response(head.body(()).expect("a head"), false)?;
     let mut bytes = vec![0];
     bytes.extend_from_slice(&u32::try_from(message.len()).expect("small").to_be_bytes());
