@@ -180,7 +180,12 @@ fn python(folder: &Path) -> Result<PathBuf> {
 }
 
 fn middle(records: &[Record], key: &str) -> f64 {
-    median(records.iter().filter_map(|record| record.get(key)).collect())
+    median(
+        records
+            .iter()
+            .filter_map(|record| record.get(key))
+            .collect(),
+    )
 }
 
 /// With three digits that count.
