@@ -60,6 +60,11 @@ async fn measure<V: Variant>(
     }
     let mut variant = connect(&server).await?;
     variant.cancel(&OPERATIONS[0]).await?;
+    if let Length::Bulk(names) = plan.length {
+        let before = Sample::take(&mut server)?;
+        variant.cancel_all(names, plan.concurrency).await?;
+        return Ok(Sample::take(&mut server)?.since(&before));
+    }
     let gates = Arc::new([
         Barrier::new(plan.concurrency + 1),
         Barrier::new(plan.concurrency + 1),
@@ -141,7 +146,7 @@ impl<V: Variant, N: Iterator<Item = &'static String>> Worker<V, N> {
                     }
                 }
             }
-            Length::Memory => {}
+            Length::Bulk(_) | Length::Memory => {}
         }
         Ok(())
     }
