@@ -46,6 +46,7 @@
 //! | `tls-aws-lc` | | TLS by rustls, on aws-lc | |
 //! | `tls-native-roots` | yes | the system's root certificates, `SSL_CERT_FILE` honoured | roots of `tls-webpki-roots`, or those given |
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
+//! | `tracing` | | connections, retries and tokens as DEBUG events of the target `longrunning` | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 
 // Not in `Cargo.toml`, for tests and examples may.
@@ -65,6 +66,7 @@ mod poll;
 pub mod proto;
 mod retry;
 mod status;
+mod trace;
 mod transport;
 
 pub use self::{

@@ -12,6 +12,7 @@ use crate::{
     backoff::Backoff,
     proto::{duration, rpc::RetryInfo},
     status::{Origin, StatusExt as _},
+    trace,
 };
 
 /// How failed calls are made again.
@@ -160,7 +161,10 @@ impl Retry {
                 deadline.is_none_or(|at| *wait < left(at))
             };
             match wait.filter(in_time) {
-                Some(wait) if may_retry => sleep(wait).await,
+                Some(wait) if may_retry => {
+                    trace::retrying(attempts, &status, wait);
+                    sleep(wait).await;
+                }
                 _ => return Err(status),
             }
         }

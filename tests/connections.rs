@@ -155,6 +155,41 @@ async fn a_call_that_is_dropped_resets_its_stream_and_frees_it() {
     assert_eq!(server.seen.connections(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stream_is_lost_to_calls_that_are_dropped_whenever() {
+    let server = Server::start(Habits {
+        streams: Some(3),
+        latency: Duration::from_millis(5),
+        ..Habits::default()
+    });
+    let two = NonZeroUsize::MIN.saturating_add(1);
+    let client = builder(server.url()).max_connections(two).connect_lazy();
+    let client = client.expect("a client");
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut callers = JoinSet::new();
+    for _ in 0..200 {
+        let client = client.clone();
+        callers.spawn(async move {
+            while Instant::now() < end {
+                let patience = Duration::from_micros(fastrand::u64(..30_000));
+                if let Ok(result) = timeout(patience, client.cancel_operation(NAME)).await {
+                    result.expect("an answer");
+                }
+            }
+        });
+    }
+    callers.join_all().await;
+
+    // A server may close connections over so many resets. All six streams are there: six calls at once are answered at once.
+    for _ in 0..20 {
+        let begin = Instant::now();
+        burst(&client, 6).await.expect("answers");
+        let took = begin.elapsed();
+        assert!(took < Duration::from_millis(100), "{took:?}");
+    }
+    assert_eq!(server.seen.open(), 2);
+}
+
 #[tokio::test]
 async fn idle_surplus_goes_and_the_last_connection_stays() {
     let server = Server::start(Habits {

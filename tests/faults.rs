@@ -680,6 +680,26 @@ async fn a_server_that_goes_away_at_once_each_time_is_not_hammered() {
 }
 
 #[tokio::test]
+async fn a_thousand_callers_make_one_attempt_and_share_its_failure() {
+    let listener = Listener::start(|_, _io| async {
+        sleep(Duration::from_millis(50)).await;
+        Ok(()) // and closed
+    });
+    let client = builder(listener.url()).connect_lazy().expect("a client");
+    let calls: JoinSet<_> = (0..1_000)
+        .map(|_| {
+            let client = client.clone();
+            async move { client.cancel_operation(NAME).await }
+        })
+        .collect();
+    for result in calls.join_all().await {
+        let status = result.expect_err("it closes");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    }
+    assert_eq!(listener.accepted(), 1);
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_found_is_unavailable() {
     let host = "a".repeat(64); // longer than a label may be: no name server is asked
     let client = builder(format!("http://{host}"))

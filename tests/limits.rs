@@ -170,3 +170,35 @@ async fn a_waiting_call_fails_at_its_deadline_and_the_others_go_on() {
     client.cancel_operation(NAME).await.expect("an answer");
     assert_eq!(listener.accepted(), 1);
 }
+
+#[tokio::test]
+async fn who_waits_on_a_connection_that_goes_away_gets_another_at_once() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        let mut peer = Peer::accept_with(io, 1).await?;
+        if before == 0 {
+            let stream = peer.call().await?;
+            peer.goaway(stream, 0, "").await?;
+            sleep(Duration::from_millis(500)).await;
+            peer.answer(stream).await?;
+        }
+        peer.serve().await
+    });
+    let client = client(&listener, 1);
+    let begin = Instant::now();
+    let mut calls = calls(&client, 20);
+    let mut times = Vec::new();
+    while let Some(result) = calls.join_next().await {
+        result.expect("no panic").expect("an answer");
+        times.push(begin.elapsed());
+    }
+    let (last, others) = times.split_last().expect("20 calls");
+    assert!(
+        others.iter().all(|time| time.as_millis() < 400),
+        "{others:?}"
+    );
+    assert!(
+        last.as_millis() >= 500,
+        "the first call was answered, too: {last:?}"
+    );
+    assert_eq!(listener.accepted(), 2);
+}

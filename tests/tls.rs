@@ -65,6 +65,31 @@ async fn a_server_of_a_trusted_authority_is_called() {
     client.cancel_operation(NAME).await.expect("an answer");
 }
 
+/// The variable is of the process: a child of this very binary makes the call.
+#[tokio::test]
+async fn the_roots_in_ssl_cert_file_are_trusted() {
+    const URL: &str = "TLS_TEST_URL";
+    if let Ok(url) = std::env::var(URL) {
+        let client = OperationsClient::builder(url).connect().await;
+        let client = client.expect("a connection");
+        return client.cancel_operation(NAME).await.expect("an answer");
+    }
+    let authority = Authority::new();
+    let listener = serve(Tls::new(&authority.identity(&["127.0.0.1"]), &["h2"], None));
+    let path = std::env::temp_dir().join(format!("longrunning-{}.pem", std::process::id()));
+    std::fs::write(&path, authority.pem()).expect("a file");
+    let child = tokio::process::Command::new(std::env::current_exe().expect("this binary"))
+        .args(["the_roots_in_ssl_cert_file_are_trusted", "--exact"])
+        .env("SSL_CERT_FILE", &path)
+        .env(URL, format!("https://{}", listener.addr))
+        .output()
+        .await
+        .expect("it runs");
+    std::fs::remove_file(path).expect("it is there");
+    assert!(child.status.success(), "{child:?}");
+    assert_eq!(listener.accepted(), 1);
+}
+
 #[tokio::test]
 async fn a_server_of_an_unknown_authority_is_not() {
     let identity = Authority::new().identity(&["127.0.0.1"]);

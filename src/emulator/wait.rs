@@ -39,7 +39,7 @@ impl Shared {
         let asked = match request.timeout {
             None => None,
             Some(timeout) => Some(duration(timeout).ok_or_else(|| {
-                let message = format!("timeout {timeout:?} is no span of time to wait");
+                let message = format!("timeout is no span of time to wait: {timeout:?}");
                 Status::invalid_argument(message)
             })?),
         };

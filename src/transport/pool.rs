@@ -18,7 +18,7 @@ use super::{
     opening::{Opener, Opening, rest, runtime},
     queue::{Queue, Turn},
 };
-use crate::status::local;
+use crate::{status::local, trace};
 
 /// The connections to a server, oldest first, and the calls that wait for a stream, in order.
 #[derive(Debug)]
@@ -152,6 +152,7 @@ impl Pool {
     /// Takes in a connection, and lets it take calls.
     pub(crate) fn add(self: &Arc<Self>, opened: Opened) {
         let authority = self.connector.authority().clone();
+        trace::connected(&authority);
         let mut limits = self.limits.clone();
         limits.keepalive = limits.keepalive.saturating_mul(1 << self.lock().patience);
         let (member, driver) = Driver::new(opened, authority, limits, Arc::downgrade(self));
@@ -190,6 +191,7 @@ impl Pool {
 
     /// Notes that a connection has ended.
     pub(crate) fn ended(self: &Arc<Self>, connection: &Connection) {
+        trace::disconnected(self.connector.authority());
         let mut state = self.lock();
         let member = state.remove(connection);
         if connection.uses() > 0 && !connection.has_answered() {
@@ -224,6 +226,7 @@ impl Pool {
 
     /// Notes that there is no connection for now; returns how long to rest before the next attempt.
     pub(crate) fn failed(&self, failure: Status) -> Duration {
+        trace::not_connected(self.connector.authority(), &failure);
         let mut state = self.lock();
         state.failures += 1;
         let rest = rest(state.failures);

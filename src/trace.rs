@@ -1,0 +1,34 @@
+//! What happens unseen, told to the crate `tracing` where the feature of that name is on.
+//!
+//! The events are of the level DEBUG and the target `longrunning`. None holds a secret: a status
+//! made here never does.
+
+#![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
+
+use std::time::Duration;
+
+use http::uri::Authority;
+use tonic::Status;
+
+macro_rules! event {
+    ($($what:tt)*) => {
+        #[cfg(feature = "tracing")]
+        tracing::debug!(target: "longrunning", $($what)*);
+    };
+}
+
+pub(crate) fn connected(to: &Authority) {
+    event!(%to, "connected");
+}
+
+pub(crate) fn not_connected(to: &Authority, failure: &Status) {
+    event!(%to, failure = failure.message(), "cannot connect");
+}
+
+pub(crate) fn disconnected(from: &Authority) {
+    event!(%from, "disconnected");
+}
+
+pub(crate) fn retrying(attempts: u32, failure: &Status, wait: Duration) {
+    event!(attempts, code = ?failure.code(), ?wait, "an attempt failed");
+}

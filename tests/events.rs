@@ -1,0 +1,75 @@
+//! What the feature `tracing` tells of what happens unseen.
+
+use std::{
+    io,
+    num::NonZeroU32,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use longrunning::{OperationsClient, RetryPolicy, emulator::Emulator};
+use tonic::Status;
+use tracing_subscriber::{Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn connections_and_retries_are_told() {
+    let lines = Lines::default();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(lines.clone());
+    let ours = Targets::new().with_target("longrunning", tracing::Level::DEBUG);
+    let _guard = tracing::subscriber::set_default(
+        tracing_subscriber::registry().with(layer.with_filter(ours)),
+    );
+
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator
+        .start_operation("operations/1")
+        .expect("a new name");
+    emulator.fail_next(None, 1, Status::unavailable("later"));
+    let policy = RetryPolicy::default()
+        .initial_backoff(Duration::from_millis(1))
+        .max_attempts(NonZeroU32::new(2).expect("not 0"));
+    let builder = OperationsClient::builder(emulator.endpoint()).retry(policy);
+    let client = builder.connect().await.expect("it is there");
+    client
+        .cancel_operation("operations/1")
+        .await
+        .expect("the second attempt");
+
+    let said = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("UTF-8");
+    let said: Vec<_> = said.lines().collect();
+    let [connected, retrying] = said[..] else {
+        panic!("two events were expected: {said:?}");
+    };
+    let port = emulator.port();
+    assert!(
+        connected.ends_with(&format!(" connected to=127.0.0.1:{port}")),
+        "{connected}"
+    );
+    assert!(
+        retrying.contains(" an attempt failed attempts=1 code=Unavailable wait="),
+        "{retrying}"
+    );
+}
