@@ -62,11 +62,12 @@ def channel(server):
 async def measure(server, plan):
     before = resident()
     client = operations_v1.OperationsAsyncClient(channel(server))
-    metadata = [("authorization", "Bearer " + token())]
+    bearer = ("authorization", "Bearer " + token())
     concurrency = plan["concurrency"]
 
     async def cancel(name):
-        await client.cancel_operation(name, metadata=metadata)
+        # A list of its own for each call: google-api-core adds its headers to the list that it gets.
+        await client.cancel_operation(name, metadata=[bearer])
 
     await cancel(NAMES[0])
     if "memory" in plan:

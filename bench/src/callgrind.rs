@@ -71,5 +71,8 @@ fn collected(name: &str, plan: &Plan) -> Result<f64> {
     let collected = text
         .lines()
         .find_map(|line| line.split_once("Collected : ").map(|(_, count)| count));
-    Ok(collected.ok_or("callgrind counted nothing")?.trim().parse()?)
+    Ok(collected
+        .ok_or("callgrind counted nothing")?
+        .trim()
+        .parse()?)
 }

@@ -28,10 +28,7 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         }
         _ => runtime::Builder::new_multi_thread(),
     };
-    let runtime = builder
-        .worker_threads(plan.threads)
-        .enable_all()
-        .build()?;
+    let runtime = builder.worker_threads(plan.threads).enable_all().build()?;
     let server = Server::start(&plan)?;
     let measured = runtime.block_on(async {
         // Made before anything is counted.
@@ -63,6 +60,11 @@ async fn measure<V: Variant>(
     }
     let mut variant = connect(&server).await?;
     variant.cancel(&OPERATIONS[0]).await?;
+    if let Length::Bulk(names) = plan.length {
+        let before = Sample::take(&mut server)?;
+        variant.cancel_all(names, plan.concurrency).await?;
+        return Ok(Sample::take(&mut server)?.since(&before));
+    }
     let gates = Arc::new([
         Barrier::new(plan.concurrency + 1),
         Barrier::new(plan.concurrency + 1),
@@ -71,7 +73,10 @@ async fn measure<V: Variant>(
     for number in 0..plan.concurrency {
         let worker = Worker {
             variant: variant.clone(),
-            names: OPERATIONS.iter().cycle().skip(number * 61 % OPERATIONS.len()),
+            names: OPERATIONS
+                .iter()
+                .cycle()
+                .skip(number * 61 % OPERATIONS.len()),
             latencies: Vec::with_capacity(1 << 18 >> plan.concurrency.ilog2()),
         };
         workers.spawn(worker.run(plan.clone(), gates.clone()));
@@ -133,14 +138,15 @@ impl<V: Variant, N: Iterator<Item = &'static String>> Worker<V, N> {
                     self.variant.cancel(name).await?;
                     let answered = Instant::now();
                     let nanos = (answered - called).as_nanos();
-                    self.latencies.push(u32::try_from(nanos).unwrap_or(u32::MAX));
+                    self.latencies
+                        .push(u32::try_from(nanos).unwrap_or(u32::MAX));
                     called = answered;
                     if answered - start >= time {
                         break;
                     }
                 }
             }
-            Length::Memory => {}
+            Length::Bulk(_) | Length::Memory => {}
         }
         Ok(())
     }

@@ -39,6 +39,9 @@ pub(crate) async fn measure<V: Variant>(
     }
     let mut record = Record::default();
     record.set("idle", (idle - without) as f64);
-    record.set("in_flight", busy.saturating_sub(idle) as f64 / plan.concurrency as f64);
+    record.set(
+        "in_flight",
+        busy.saturating_sub(idle) as f64 / plan.concurrency as f64,
+    );
     Ok(record)
 }

@@ -25,6 +25,8 @@ pub(crate) enum Length {
     Time(Duration),
     /// After so many calls; nothing is timed.
     Calls(usize),
+    /// Once so many operations are cancelled, by what the variant has for many.
+    Bulk(usize),
     /// As soon as the memory of so many calls in flight is known.
     Memory,
 }
@@ -48,6 +50,7 @@ impl Plan {
         let length = match self.length {
             Length::Time(time) => format!("millis={}", time.as_millis()),
             Length::Calls(calls) => format!("calls={calls}"),
+            Length::Bulk(names) => format!("bulk={names}"),
             Length::Memory => "memory=1".to_owned(),
         };
         let mut arguments = self.server_arguments();
@@ -83,6 +86,7 @@ impl Plan {
                     plan.length = Length::Time(Duration::from_millis(number(key, value)?));
                 }
                 "calls" => plan.length = Length::Calls(number(key, value)?),
+                "bulk" => plan.length = Length::Bulk(number(key, value)?),
                 "memory" => plan.length = Length::Memory,
                 _ => return Err(format!("{key}: there is no such option").into()),
             }

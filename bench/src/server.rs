@@ -66,16 +66,15 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         let (grpc, rest) = (TcpListener::from_std(grpc)?, TcpListener::from_std(rest)?);
         loop {
             let (plan, counts) = (plan.clone(), counts.clone());
-            // A connection that breaks is the client's to tell.
             tokio::select! {
                 accepted = grpc.accept() => {
                     let (io, tls) = (nodelay(accepted?.0)?, tls.clone());
                     tokio::spawn(async move {
-                        let _ = match tls {
+                        let served = match tls {
                             Some(tls) => grpc::serve(tls.accept(io).await?, &plan, &counts).await,
                             None => grpc::serve(io, &plan, &counts).await,
                         };
-                        io::Result::Ok(())
+                        served.inspect_err(|error| eprintln!("the server gave up a connection: {error}"))
                     });
                 }
                 accepted = rest.accept() => {
@@ -93,7 +92,10 @@ fn report(counts: &Counts) {
             break;
         }
         let (calls, bytes) = (counts.calls.load(Relaxed), counts.bytes.load(Relaxed));
-        println!("calls={calls} bytes={bytes} cpu={}", spawn::cpu().as_nanos());
+        println!(
+            "calls={calls} bytes={bytes} cpu={}",
+            spawn::cpu().as_nanos()
+        );
         let _ = io::stdout().flush();
     }
     process::exit(0);

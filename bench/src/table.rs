@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: &[String]) -> Result {
     for plan in plans(time) {
         scenario(&plan, rounds, &names);
     }
+    bulk(&names, rounds);
     println!("\n| memory | idle client, KiB | a call in flight, KiB |");
     println!("|---|--:|--:|");
     let plan = Plan {
@@ -62,6 +63,30 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         }
     }
     Ok(())
+}
+
+/// Prints what it takes to cancel very many operations.
+fn bulk(names: &[&str], rounds: usize) {
+    const NAMES: usize = 100_000;
+    let plan = Plan {
+        concurrency: 256,
+        length: Length::Bulk(NAMES),
+        ..Plan::default()
+    };
+    println!("\n| {NAMES} operations, 256 at a time | seconds | CPU seconds | allocations a call |");
+    println!("|---|--:|--:|--:|");
+    for name in names.iter().filter(|name| **name != "google-api-core") {
+        let found = (0..rounds.min(3)).map(|_| measure(name, &plan));
+        match found.collect::<Result<Vec<_>>>() {
+            Ok(found) => println!(
+                "| {name} | {} | {} | {} |",
+                number(NAMES as f64 / middle(&found, "rate")),
+                number(NAMES as f64 * middle(&found, "cpu") / 1e6),
+                number(middle(&found, "allocations")),
+            ),
+            Err(error) => println!("| {name} | {error} | | |"),
+        }
+    }
 }
 
 fn plans(time: Duration) -> Vec<Plan> {
@@ -180,7 +205,12 @@ fn python(folder: &Path) -> Result<PathBuf> {
 }
 
 fn middle(records: &[Record], key: &str) -> f64 {
-    median(records.iter().filter_map(|record| record.get(key)).collect())
+    median(
+        records
+            .iter()
+            .filter_map(|record| record.get(key))
+            .collect(),
+    )
 }
 
 /// With three digits that count.

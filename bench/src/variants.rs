@@ -11,6 +11,7 @@ mod raw;
 use std::{fmt::Write as _, sync::LazyLock};
 
 use http::HeaderValue;
+use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 pub(crate) use self::{floor::Floor, ours::Ours, raw::Raw};
@@ -19,9 +20,29 @@ pub(crate) use self::{gcloud::Gcloud, google_cloud::GoogleCloud};
 use crate::{Result, spawn::Server};
 
 /// A client that is ready. Clones share its connections.
-pub(crate) trait Variant: Clone + Send + 'static {
+pub(crate) trait Variant: Clone + Send + Sync + 'static {
     /// Cancels an operation; whatever is not OK is an error.
     fn cancel(&mut self, name: &'static str) -> impl Future<Output = Result> + Send;
+
+    /// Cancels so many operations, so many at a time.
+    fn cancel_all(&self, names: usize, concurrency: usize) -> impl Future<Output = Result> + Send {
+        async move {
+            let mut workers = JoinSet::new();
+            for worker in 0..concurrency {
+                let mut variant = self.clone();
+                workers.spawn(async move {
+                    for number in (worker..names).step_by(concurrency) {
+                        variant.cancel(&OPERATIONS[number % OPERATIONS.len()]).await?;
+                    }
+                    Result::Ok(())
+                });
+            }
+            while let Some(done) = workers.join_next().await {
+                done??;
+            }
+            Ok(())
+        }
+    }
 }
 
 /// The names of all, the baseline first.

@@ -142,8 +142,8 @@ impl<'a> Connection<'a> {
     }
 
     fn open(&mut self, stream: u32, flags: u8) -> io::Result<()> {
-        if flags & END_HEADERS == 0 || flags & END_STREAM != 0 {
-            return Err(io::ErrorKind::Unsupported.into());
+        if flags & END_STREAM != 0 {
+            return Err(io::Error::other(format!("stream {stream} has no message")));
         }
         self.open += 1;
         if self.plan.streams > 0 && self.open > self.plan.streams {
