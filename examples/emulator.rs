@@ -5,7 +5,8 @@
 
 use std::{env, error::Error, time::Duration};
 
-use longrunning::emulator::Emulator;
+use longrunning::{StatusExt as _, emulator::Emulator};
+use tonic::Status;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -20,18 +21,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match &*arg {
-            "--port" => port = value()?.parse().map_err(|e| format!("--port: {e}"))?,
+            "--port" => port = value()?.parse().map_err(|_| "--port: give 0 to 65535")?,
             "--complete-after" => {
                 let seconds = value()?.parse().map_err(|e| format!("{arg}: {e}"))?;
-                complete_after = Some(Duration::try_from_secs_f64(seconds)?);
+                let delay =
+                    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{arg}: {e}"))?;
+                complete_after = Some(delay);
             }
             flag if flag.starts_with("--") => return Err(format!("unknown flag {flag}").into()),
             name => names.push(name.to_owned()),
         }
     }
-    let emulator = Emulator::builder().port(port).start().await?;
+    let emulator = Emulator::builder().port(port).start().await.map_err(said)?;
     for name in names {
-        emulator.start_operation(&name)?;
+        emulator.start_operation(&name).map_err(said)?;
         if let Some(delay) = complete_after {
             emulator.complete_after(&name, &prost_types::Duration::default(), delay)?;
         }
@@ -40,4 +43,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("listening on {}", emulator.endpoint());
     tokio::signal::ctrl_c().await?;
     Ok(())
+}
+
+fn said(status: Status) -> String {
+    format!("{}: {}", status.code_name(), status.message())
 }

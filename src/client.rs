@@ -143,6 +143,17 @@ impl<S> OperationsClient<S> {
     /// whose metadata has an `authorization` keeps it, and gets nothing from these.
     ///
     /// They are sent over whatever connection the stack has, also one without TLS.
+    ///
+    /// ```
+    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// use longrunning::Credentials;
+    ///
+    /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
+    /// let client = client.with_credentials(auth);
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
         self.settings.auth = Some(credentials);

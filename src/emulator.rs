@@ -5,15 +5,14 @@
 //! as real ones do, and looks at the calls that came in:
 //!
 //! ```
-//! use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+//! use longrunning::{OperationsClient, emulator::Emulator};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let emulator = Emulator::start().await?;
 //! emulator.start_operation("operations/1")?;
 //!
-//! let channel = tonic::transport::Endpoint::from_shared(emulator.endpoint())?.connect().await?;
-//! let mut client = OperationsClient::new(channel);
+//! let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
 //! client.cancel_operation("operations/1").await?;
 //!
 //! let operation = emulator.operation("operations/1").expect("it stays on record");
@@ -113,14 +112,14 @@ impl Emulator {
     /// any more.
     ///
     /// ```
-    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    /// use longrunning::{OperationsClient, emulator::Emulator};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tonic::Status> {
     /// let emulator = Emulator::start().await?;
     /// emulator.start_operation("operations/1")?;
-    /// let mut client = OperationsClient::new(emulator.service());
-    /// assert!(!client.get_operation("operations/1").await?.into_inner().done);
+    /// let client = OperationsClient::new(emulator.service());
+    /// assert!(!client.get_operation("operations/1").await?.done);
     /// # Ok(())
     /// # }
     /// ```
@@ -135,13 +134,13 @@ impl Emulator {
     /// Dropping the future is safe.
     ///
     /// ```
-    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    /// use longrunning::{OperationsClient, emulator::Emulator};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tonic::Status> {
     /// let emulator = Emulator::start().await?;
     /// emulator.start_operation("operations/1")?;
-    /// let mut client = OperationsClient::new(emulator.service());
+    /// let client = OperationsClient::new(emulator.service());
     /// let call = tokio::spawn(async move { client.wait_operation("operations/1").await });
     /// emulator.wait_until(|emulator| emulator.in_flight() == 1).await;
     /// call.abort();

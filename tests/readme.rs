@@ -1,31 +1,65 @@
 //! The README says what compiles.
 
-use longrunning::OperationsClient;
+use std::{num::NonZeroUsize, time::Duration};
 
-/// The README's example is the body of this function, letter for letter.
-#[allow(dead_code)]
+use longrunning::{CancelOutcome, OperationsClient, PollPolicy, emulator::Emulator};
+
+/// Each part between the marks is an example of the README, letter for letter.
+#[allow(dead_code, unused_variables, unused_mut)]
 #[rustfmt::skip]
-async fn example() -> Result<longrunning::Operation, tonic::Status> {
+async fn examples() -> Result<(), tonic::Status> {
+    const NAME: &str = "operations/1";
+    let at_once = NonZeroUsize::MIN;
     // begin
     let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
     client.cancel_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     let operation = client.get_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     // end
-    Ok(operation)
+    // begin
+    let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
+    match client.cancel_and_wait(NAME, policy).await? {
+        CancelOutcome::Cancelled(_) => println!("stopped"),
+        CancelOutcome::Completed(operation) => println!("it was faster: {operation:?}"),
+        other => println!("{other:?}"),
+    }
+    let done = client.poller(NAME).until_done().await?; // or state by state, as a stream
+    let mut running = client.operations("projects/p/locations/us-central1"); // all pages, as a stream
+    let mut results = client.cancel_operations(tokio_stream::iter([NAME]), at_once); // many, as a stream
+    // end
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_test_on_the_emulator_is_as_short_as_it_says() -> Result<(), tonic::Status> {
+    // begin
+    let emulator = Emulator::start().await?;
+    emulator.start_operation("operations/1")?;
+    let client = OperationsClient::builder(emulator.endpoint())
+        .connect()
+        .await?;
+    client.cancel_operation("operations/1").await?;
+    assert!(
+        emulator
+            .operation("operations/1")
+            .is_some_and(|operation| operation.done)
+    );
+    // end
+    Ok(())
 }
 
 #[test]
-fn the_example_of_the_readme_is_the_one_that_was_compiled() {
-    let (_, body) = include_str!("readme.rs")
-        .split_once("// begin\n")
-        .expect("is there");
-    let (body, _) = body.split_once("    // end\n").expect("is there");
-    let body: String = body
-        .lines()
-        .map(|line| format!("{}\n", line.trim_start()))
-        .collect();
-    assert!(
-        include_str!("../README.md").contains(&format!("```rust\n{body}```")),
-        "{body}"
-    );
+fn the_readme_shows_what_is_compiled_here_and_nothing_else() {
+    let compiled = include_str!("readme.rs")
+        .split("    // begin\n")
+        .skip(1)
+        .map(|part| {
+            let (part, _) = part.split_once("    // end\n").expect("begin has an end");
+            let lines = part
+                .lines()
+                .map(|line| line.strip_prefix("    ").unwrap_or(line));
+            lines.map(|line| format!("{line}\n")).collect::<String>()
+        });
+    let shown = include_str!("../README.md").split("```rust\n").skip(1);
+    let shown = shown.map(|part| part.split_once("```").expect("it ends").0);
+    assert_eq!(shown.collect::<Vec<_>>(), compiled.collect::<Vec<_>>());
 }

@@ -20,7 +20,7 @@ const FIRST_TOKEN: Duration = Duration::from_secs(10);
 /// Puts current credentials on each call: before our own client, or any other generated client of
 /// tonic's.
 ///
-/// Clones share one token, and one task that keeps it current. The task ends with the last clone.
+/// [`Credentials::interceptor`](super::Credentials::interceptor) makes one. Clones share one token, and one task that keeps it current. The task ends with the last clone.
 ///
 /// As an [`Interceptor`] it never waits. While there is no good token it refuses the call with why:
 /// `UNAVAILABLE` for what may pass by itself, `UNAUTHENTICATED` for what a person has to mend.

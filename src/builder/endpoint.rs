@@ -15,7 +15,7 @@ use crate::status::local;
 /// One that is none is reported when the client is made of it.
 #[derive(Clone)]
 pub struct Endpoint {
-    uri: Result<Uri, String>,
+    uri: Result<Uri, ()>,
     text: String,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Debug for Endpoint {
 impl From<&str> for Endpoint {
     fn from(text: &str) -> Self {
         Self {
-            uri: text.parse().map_err(|error| format!("{error}")),
+            uri: text.parse().map_err(drop),
             text: text.to_owned(),
         }
     }
@@ -95,7 +95,7 @@ impl Endpoint {
         };
         let uri = match self.uri {
             Ok(uri) => uri,
-            Err(error) => return bad(&format!("{error}: {REMEDY}")),
+            Err(_) => return bad(&format!("this is no URL: {REMEDY}")),
         };
         let Some(authority) = uri.authority().cloned() else {
             return bad(&format!("no host: {REMEDY}"));
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_is_no_address_of_a_server_is_refused_by_name() {
         let table = [
-            ("", "empty string"),
+            ("", "this is no URL"),
             ("automl.googleapis.com", "no scheme"),
             ("automl.googleapis.com:443", "no scheme"),
             ("ftp://a", "must be https or http"),

@@ -30,6 +30,16 @@ impl Emulator {
     /// `None` stands for every method.
     ///
     /// What is set first is used up first.
+    ///
+    /// ```
+    /// # async fn example(emulator: longrunning::emulator::Emulator) {
+    /// use longrunning::emulator::Method;
+    /// use tonic::Status;
+    ///
+    /// emulator.fail_next(Method::Get, 2, Status::unavailable("down"));
+    /// emulator.fail_next(None, 1, Status::internal("whatever is called"));
+    /// # }
+    /// ```
     pub fn fail_next(&self, method: impl Into<Option<Method>>, calls: usize, status: Status) {
         self.plan(method.into(), calls, Fault::Fail(status));
     }
@@ -62,7 +72,7 @@ impl Emulator {
     /// Asks this of every call before it is looked at, in the place of any earlier requirement.
     ///
     /// ```
-    /// use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
+    /// use longrunning::{OperationsClient, emulator::Emulator};
     /// use tonic::{Code, Status};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
@@ -72,7 +82,7 @@ impl Emulator {
     ///     Some(value) if value == "Bearer secret" => Ok(()),
     ///     _ => Err(Status::unauthenticated("who are you?")),
     /// });
-    /// let mut client = OperationsClient::new(emulator.service());
+    /// let client = OperationsClient::new(emulator.service());
     /// let refused = client.cancel_operation("operations/1").await.unwrap_err();
     /// assert_eq!(refused.code(), Code::Unauthenticated);
     /// # Ok(())
