@@ -286,7 +286,9 @@ fn client(
     retry: RetryPolicy,
     auth: Option<AuthInterceptor>,
 ) -> OperationsClient<Transport> {
+    let carrier = transport.clone();
     let client = OperationsClient::new(transport)
+        .with_capacity(move || carrier.capacity())
         .with_default_timeout(TIMEOUT)
         .with_retry(retry);
     let client = match timeout {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
 };
 
-use crate::status::local;
+use crate::{status::local, task::runtime};
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
@@ -32,12 +32,7 @@ const DIGITS: usize = 8;
 ///
 /// `FAILED_PRECONDITION` outside a tokio runtime: nothing could wake the call.
 pub(crate) fn deadline(timeout: Duration) -> Result<Option<Instant>, Status> {
-    if Handle::try_current().is_err() {
-        return Err(local(
-            Code::FailedPrecondition,
-            "a call with a timeout needs a tokio runtime: make it within one",
-        ));
-    }
+    runtime("a call with a timeout")?;
     // A time so far off that no clock reaches it is no limit.
     Ok(Instant::now().checked_add(timeout))
 }

@@ -51,7 +51,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{net::TcpListener, runtime::Handle, sync::watch};
+use tokio::{net::TcpListener, sync::watch};
 use tonic::{Code, Status};
 
 use self::{calls::Log, operations::Store, script::Script, server::Tasks};
@@ -61,11 +61,7 @@ pub use self::{
     service::Service,
     wait::WaitBehavior,
 };
-use crate::{
-    Origin,
-    proto::operations_server::OperationsServer,
-    status::{caused, local},
-};
+use crate::{Origin, proto::operations_server::OperationsServer, status::caused, task::runtime};
 
 /// A running server of `google.longrunning.Operations`, and the hand that steers it.
 ///
@@ -211,12 +207,7 @@ impl Builder {
     ///
     /// As [`Emulator::start`].
     pub async fn start(self) -> Result<Emulator, Status> {
-        let runtime = Handle::try_current().map_err(|_| {
-            local(
-                Code::FailedPrecondition,
-                "the emulator needs a tokio runtime: start it inside of one",
-            )
-        })?;
+        let runtime = runtime("an emulator")?;
         let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let unavailable = |error: io::Error| {
             let message = format!("cannot listen on {wanted}: {error}; port 0 takes a free one");

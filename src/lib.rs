@@ -66,6 +66,7 @@ mod poll;
 pub mod proto;
 mod retry;
 mod status;
+mod task;
 mod trace;
 mod transport;
 

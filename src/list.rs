@@ -15,6 +15,7 @@ use crate::{
     operation::Operation,
     proto::{ListOperationsRequest, ListOperationsResponse},
     status::local,
+    task::Task,
     transport::Transport,
 };
 
@@ -72,7 +73,8 @@ impl<S: Stack + Sync> OperationsClient<S> {
 /// this one ended.
 ///
 /// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
-/// goes on with it. Dropping the stream ends the call.
+/// goes on with it, as a task that ends in time though nobody polls the stream. Dropping the stream
+/// ends the task and the call.
 pub struct Operations<S = Transport> {
     client: OperationsClient<S>,
     metadata: MetadataMap,
@@ -87,7 +89,7 @@ pub struct Operations<S = Transport> {
     next: Next,
 }
 
-type Call = Pin<Box<dyn Future<Output = Result<ListOperationsResponse, Status>> + Send>>;
+type Call = Task<Result<ListOperationsResponse, Status>>;
 
 /// What comes once the page is used up.
 enum Next {
@@ -136,6 +138,17 @@ impl<S> Operations<S> {
     }
 }
 
+impl<S: Stack + Sync> Operations<S> {
+    fn next_page(
+        &self,
+    ) -> impl Future<Output = Result<ListOperationsResponse, Status>> + Send + 'static {
+        let (metadata, extensions) = (self.metadata.clone(), self.extensions.clone());
+        let request = Request::from_parts(metadata, extensions, self.request.clone());
+        let client = self.client.clone();
+        async move { client.list_operations(request).await }
+    }
+}
+
 impl<S: Stack + Sync> Stream for Operations<S> {
     type Item = Result<Operation, Status>;
 
@@ -150,13 +163,16 @@ impl<S: Stack + Sync> Stream for Operations<S> {
                 Next::Error(status) => return Poll::Ready(Some(Err(status))),
                 Next::Call => this.next = Next::Call,
             }
-            let call = this.call.get_or_insert_with(|| {
-                let (metadata, extensions) = (this.metadata.clone(), this.extensions.clone());
-                let request = Request::from_parts(metadata, extensions, this.request.clone());
-                let client = this.client.clone();
-                Box::pin(async move { client.list_operations(request).await })
-            });
-            let page = ready!(call.as_mut().poll(cx));
+            let page = match &mut this.call {
+                Some(call) => ready!(Pin::new(call).poll(cx)).and_then(|page| page),
+                None => match Task::spawn(this.next_page()) {
+                    Ok(call) => {
+                        this.call = Some(call);
+                        continue;
+                    }
+                    Err(status) => Err(status),
+                },
+            };
             this.call = None;
             match page {
                 Ok(page) => this.turn_to(page),

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, time::Instant};
-use tonic::{Code, IntoRequest, Status};
+use tokio::time::Instant;
+use tonic::{IntoRequest, Status};
 
 pub(crate) use self::look::Target;
 pub use self::policy::PollPolicy;
@@ -26,7 +26,7 @@ use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
     proto::GetOperationRequest,
-    status::local,
+    task::Task,
     transport::Transport,
 };
 
@@ -70,7 +70,8 @@ use crate::{
 ///
 /// A call in flight belongs to the poller, not to the future or stream item that waits for it.
 /// Dropped by a timeout or `select!`, these lose nothing: the poller goes on from where it was,
-/// with the same call. Dropping the poller ends the call. It never stops the operation.
+/// with the same call. That call runs as a task, and so ends in time though nobody polls the
+/// poller. Dropping the poller ends the task and the call. It never stops the operation.
 ///
 /// # Example
 ///
@@ -103,7 +104,7 @@ pub struct Poller<S = Transport> {
     policy: PollPolicy,
     /// When the first look began.
     begun: Option<Instant>,
-    look: Option<Pin<Box<dyn Future<Output = Option<Seen>> + Send>>>,
+    look: Option<Task<Option<Seen>>>,
     /// How many looks have ended.
     looks: u32,
     /// The next look comes so long after an instant.
@@ -221,13 +222,13 @@ impl<S: Stack + Sync> Poller<S> {
             let look = match &mut self.look {
                 Some(look) => look,
                 None => {
-                    let look = self.next_look(watched)?;
-                    self.look.insert(Box::pin(look.run()))
+                    let look = self.next_look(watched);
+                    self.look.insert(Task::spawn(look.run())?)
                 }
             };
-            let seen = ready!(look.as_mut().poll(cx));
+            let seen = ready!(Pin::new(look).poll(cx));
             self.look = None;
-            let Some(seen) = seen else {
+            let Some(seen) = seen? else {
                 let limit = self.policy.limit().unwrap_or_default();
                 return Poll::Ready(Err(time_is_up(self.name(), limit, self.failure.clone())));
             };
@@ -237,16 +238,10 @@ impl<S: Stack + Sync> Poller<S> {
         }
     }
 
-    fn next_look(&mut self, watched: bool) -> Result<Look<S>, Status> {
-        if Handle::try_current().is_err() {
-            return Err(local(
-                Code::FailedPrecondition,
-                "a poll needs a tokio runtime: await it within one",
-            ));
-        }
+    fn next_look(&mut self, watched: bool) -> Look<S> {
         let begun = *self.begun.get_or_insert_with(Instant::now);
         let slice = self.policy.slice();
-        Ok(Look {
+        Look {
             client: self.client.clone(),
             target: self.target.clone(),
             due: self.due,
@@ -259,7 +254,7 @@ impl<S: Stack + Sync> Poller<S> {
                 .limit()
                 .and_then(|limit| begun.checked_add(limit)),
             least: self.policy.backoff().initial,
-        })
+        }
     }
 
     /// Takes note of what a look brought: a state, nothing yet, or the end of the poll.

@@ -123,6 +123,11 @@ impl Transport {
     pub(crate) async fn connect(&self) -> Result<(), Status> {
         self.0.pool.open_one().await
     }
+
+    /// How many calls can be in flight at once, as far as it is known.
+    pub(crate) fn capacity(&self) -> usize {
+        self.0.pool.capacity()
+    }
 }
 
 impl fmt::Debug for Transport {

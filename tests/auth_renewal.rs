@@ -391,7 +391,7 @@ fn outside_a_runtime_the_precondition_is_named() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(
         status.message(),
-        "credentials: no tokio runtime here to renew the token on: call this within one"
+        "an interceptor that renews its token needs a tokio runtime: make it within one"
     );
 }
 
@@ -407,7 +407,7 @@ fn a_runtime_without_timers_is_named() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(
         status.message(),
-        "credentials: this tokio runtime has no timers: build it with enable_time()"
+        "an interceptor that renews its token needs a tokio runtime with timers: build it with enable_all()"
     );
 }
 

@@ -243,7 +243,7 @@ fn outside_a_runtime_each_name_is_refused() {
     for (_, result) in results {
         let status = result.expect_err("no runtime");
         assert_eq!(status.code(), Code::FailedPrecondition);
-        let message = "calls need a tokio runtime: poll the stream within one";
+        let message = "a call needs a tokio runtime: make it within one";
         assert_eq!(status.message(), message);
     }
 }

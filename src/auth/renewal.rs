@@ -9,12 +9,11 @@ use std::{
 };
 
 use tokio::{
-    runtime::Handle,
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tonic::{
-    Code, Status,
+    Status,
     metadata::{AsciiMetadataKey, AsciiMetadataValue},
 };
 
@@ -22,7 +21,10 @@ use super::{
     failure::{classified, panicked, unavailable},
     token::{CallCredentials, Lease, Token},
 };
-use crate::{backoff::Backoff, status::local};
+use crate::{
+    backoff::Backoff,
+    task::{runtime, timers},
+};
 
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
 /// tell what was wrong.
@@ -89,18 +91,9 @@ impl Current {
 pub(super) fn start(
     source: Arc<dyn CallCredentials>,
 ) -> Result<(watch::Receiver<Published>, Arc<Notify>), Status> {
-    let runtime = Handle::try_current().map_err(|_| {
-        local(
-            Code::FailedPrecondition,
-            "credentials: no tokio runtime here to renew the token on: call this within one",
-        )
-    })?;
-    // tokio has no other way to ask.
-    catch_unwind(|| drop(sleep(Duration::ZERO))).map_err(|_| {
-        local(
-            Code::FailedPrecondition,
-            "credentials: this tokio runtime has no timers: build it with enable_time()",
-        )
+    let runtime = runtime("an interceptor that renews its token")?;
+    timers("an interceptor that renews its token", || {
+        drop(sleep(Duration::ZERO));
     })?;
     let (publisher, published) = watch::channel(Published::default());
     let rejected = Arc::new(Notify::new());

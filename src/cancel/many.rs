@@ -3,23 +3,19 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    panic::resume_unwind,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use tokio::{
-    runtime::Handle,
-    task::{Id, JoinError, JoinSet},
-};
-use tonic::{Code, IntoRequest, Request, Status};
+use tokio::task::{Id, JoinSet};
+use tonic::{IntoRequest, Request, Status};
 
 use crate::{
     client::{OperationsClient, Stack},
     proto::CancelOperationRequest,
-    status::{Origin, caused, local},
+    task::{not_run, runtime},
 };
 
 impl<S: Stack + Sync> OperationsClient<S> {
@@ -114,8 +110,9 @@ where
                 break;
             };
             let name = request.get_ref().name.clone();
-            let Ok(runtime) = Handle::try_current() else {
-                return Poll::Ready(Some((name, Err(no_runtime()))));
+            let runtime = match runtime("a call") {
+                Ok(runtime) => runtime,
+                Err(status) => return Poll::Ready(Some((name, Err(status)))),
             };
             let call = cancel(this.client.clone(), request);
             let call = this.calls.spawn_on(call, &runtime);
@@ -141,25 +138,4 @@ async fn cancel<S: Stack + Sync>(
     request: Request<CancelOperationRequest>,
 ) -> Result<(), Status> {
     client.cancel_operation(request).await
-}
-
-fn no_runtime() -> Status {
-    local(
-        Code::FailedPrecondition,
-        "calls need a tokio runtime: poll the stream within one",
-    )
-}
-
-/// The status of a call whose task did not come to its end. A panic goes on here.
-fn not_run(error: JoinError) -> Status {
-    let error = match error.try_into_panic() {
-        Ok(panic) => resume_unwind(panic),
-        Err(error) => error,
-    };
-    caused(
-        Code::Unavailable,
-        "the tokio runtime that made the call has ended",
-        Origin::Client,
-        error,
-    )
 }

@@ -1,9 +1,9 @@
 //! The road of one call: what is refused, its headers, its token, its time and its attempts.
 
-use std::{panic::catch_unwind, time::Duration};
+use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Request, Status};
 
 use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
@@ -11,6 +11,7 @@ use crate::{
     auth::AuthInterceptor,
     deadline,
     status::{Origin, StatusExt as _, caused, local},
+    task::timers,
     transport::LastHeaders,
 };
 
@@ -25,6 +26,11 @@ impl<S: Stack> OperationsClient<S> {
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         let call = Call::new(request, routing);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
+            if self.settings.auth.is_some() || self.settings.retry.is_some() {
+                timers("a call with credentials or retries", || {
+                    drop(sleep(Duration::ZERO));
+                })?;
+            }
             if let Some(auth) = &self.settings.auth {
                 token(auth, PATIENCE).await?;
             }
@@ -36,7 +42,7 @@ impl<S: Stack> OperationsClient<S> {
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        let time_is_up = catch_unwind(|| sleep_until(deadline)).map_err(|_| no_timers())?;
+        let time_is_up = timers("a call with a timeout", || sleep_until(deadline))?;
         let result = tokio::select! {
             biased;
             result = self.attempts(&call, Some(deadline)) => result,
@@ -136,12 +142,6 @@ async fn token(auth: &AuthInterceptor, within: Duration) -> Result<(), Status> {
             .last_failure()
             .unwrap_or_else(|| local(Code::Unavailable, message)))
     })
-}
-
-fn no_timers() -> Status {
-    let message =
-        "a call with a timeout needs a tokio runtime with timers: build it with enable_all()";
-    local(Code::FailedPrecondition, message)
 }
 
 fn late<R: Rpc>(timeout: Duration) -> String {

@@ -155,5 +155,7 @@ impl<S: Stack + Sync> Look<S> {
 
 /// How long the server asks to be left alone.
 fn asked_for(status: &Status) -> Option<Duration> {
-    duration(status.detail::<RetryInfo>()?.retry_delay?)
+    /// More is no wish but a mistake, and would have nobody look at the operation any more.
+    const MOST: Duration = Duration::from_secs(3600);
+    Some(duration(status.detail::<RetryInfo>()?.retry_delay?)?.min(MOST))
 }

@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::oneshot, time::sleep};
-use tonic::{Code, Status};
+use tokio::{sync::oneshot, time::sleep};
+use tonic::Status;
 
 use super::{connect::Connector, pool::Pool};
 use crate::{
     backoff::Backoff,
-    status::{Origin, local, mark},
+    status::{Origin, mark},
 };
 
 /// The task that opens connections, one at a time, while calls wait that no connection can take.
@@ -95,18 +95,4 @@ pub(crate) fn rest(failures: u32) -> Duration {
     };
     let earlier = failures.checked_sub(1);
     earlier.map_or(Duration::ZERO, |n| BACKOFF.delay(n, fastrand::f64()))
-}
-
-/// The runtime that the caller is in: connections are opened there.
-///
-/// # Errors
-///
-/// `FAILED_PRECONDITION`: it is in none.
-pub(crate) fn runtime() -> Result<Handle, Status> {
-    Handle::try_current().map_err(|_| {
-        local(
-            Code::FailedPrecondition,
-            "a call that has to connect needs a tokio runtime: make it within one",
-        )
-    })
 }

@@ -15,10 +15,10 @@ use super::{
     connection::Connection,
     driver::{Driver, Limits, Member},
     lease::{Granted, Lease},
-    opening::{Opener, Opening, rest, runtime},
+    opening::{Opener, Opening, rest},
     queue::{Queue, Turn},
 };
-use crate::{status::local, trace};
+use crate::{status::local, task::runtime, trace};
 
 /// The connections to a server, oldest first, and the calls that wait for a stream, in order.
 #[derive(Debug)]
@@ -56,9 +56,19 @@ impl Pool {
         self.lock().members.len()
     }
 
+    /// How many streams there can be: those of the connections there are, and of those that may be
+    /// opened, which are taken to allow as many as the meanest of them.
+    pub(crate) fn capacity(&self) -> usize {
+        let state = self.lock();
+        let limits = || state.members.iter().map(|member| member.connection.limit());
+        let more = self.limits.connections.saturating_sub(state.members.len());
+        let more = more.saturating_mul(limits().min().unwrap_or(1));
+        limits().fold(more, usize::saturating_add)
+    }
+
     /// Opens a connection, whether or not a call needs it.
     pub(crate) async fn open_one(self: &Arc<Self>) -> Result<(), Status> {
-        let runtime = runtime()?;
+        let runtime = runtime("a connection")?;
         let opened = self.connector.connect().await?;
         self.lock().runtime = Some(runtime);
         self.add(opened);
@@ -81,7 +91,7 @@ impl Pool {
             {
                 return Err(failure.clone());
             }
-            state.runtime = Some(runtime()?);
+            state.runtime = Some(runtime("a call that has to connect")?);
             let receiver = state.waiting.join(turn);
             (receiver, Place { pool: self, turn })
         };

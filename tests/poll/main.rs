@@ -207,7 +207,7 @@ fn outside_a_runtime_a_poll_is_refused() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(
         status.message(),
-        "a poll needs a tokio runtime: await it within one"
+        "a call needs a tokio runtime: make it within one"
     );
     assert!(emulator.calls().is_empty());
 }

@@ -1,0 +1,113 @@
+//! Polls and lists leave the calls beside them their room.
+
+use std::{num::NonZeroUsize, time::Duration};
+
+use longrunning::{
+    Operation, OperationsClient, PollPolicy, emulator::Emulator, proto::ListOperationsRequest,
+};
+use tokio::{task::JoinSet, time::timeout};
+use tokio_stream::StreamExt as _;
+
+async fn limited(streams: u32, connections: usize) -> (Emulator, OperationsClient) {
+    let emulator = Emulator::builder()
+        .max_concurrent_streams(streams)
+        .start()
+        .await;
+    let emulator = emulator.expect("a free port");
+    let client = OperationsClient::builder(emulator.endpoint())
+        .max_connections(NonZeroUsize::new(connections).expect("not 0"))
+        .timeout(Duration::from_secs(5))
+        .connect()
+        .await
+        .expect("it is there");
+    (emulator, client)
+}
+
+#[tokio::test]
+async fn waits_never_take_all_the_streams() {
+    for (streams, connections, pollers) in [
+        (1, 20, 30),
+        (2, 20, 45),
+        (10, 1, 15),
+        (10, 4, 60),
+        (1, 1, 3),
+    ] {
+        let (emulator, client) = limited(streams, connections).await;
+        let mut polls = JoinSet::new();
+        for i in 0..pollers {
+            let name = format!("operations/{i}");
+            emulator.start_operation(&name).expect("a new name");
+            let mut poller = client.poller(name);
+            polls.spawn(async move { poller.until_done().await });
+        }
+        // Every poller has looked, and as many wait as may.
+        emulator
+            .wait_until(|emulator| emulator.calls().len() >= pollers)
+            .await;
+        client
+            .cancel_operation("operations/0")
+            .await
+            .expect("there is a stream for it");
+        client
+            .get_operation("operations/1")
+            .await
+            .expect("there is a stream for it");
+    }
+}
+
+#[tokio::test]
+async fn a_poller_that_nobody_polls_gives_its_stream_back() {
+    let (emulator, client) = limited(5, 1).await;
+    emulator.delay(None, Duration::from_millis(50));
+    let mut pollers = Vec::new();
+    for i in 0..20 {
+        let name = format!("operations/{i}");
+        emulator.start_operation(&name).expect("a new name");
+        let mut poller = client
+            .poller(name)
+            .policy(PollPolicy::default().wait(Duration::ZERO));
+        let cut = timeout(Duration::from_millis(1), poller.until_done()).await;
+        cut.expect_err("it runs on");
+        pollers.push(poller);
+    }
+    client
+        .cancel_operation("operations/0")
+        .await
+        .expect("there is a stream for it");
+}
+
+#[tokio::test]
+async fn a_list_that_nobody_reads_holds_no_neighbour_up() {
+    let (emulator, client) = limited(100, 1).await;
+    let metadata = prost_types::Any {
+        type_url: "x/y".into(),
+        value: vec![7; 3_000],
+    };
+    for i in 0..650 {
+        emulator.insert(Operation {
+            name: format!("p/operations/{i}"),
+            metadata: Some(metadata.clone()),
+            ..Default::default()
+        });
+    }
+    let mut lists = Vec::new();
+    for _ in 0..4 {
+        let page = ListOperationsRequest {
+            name: "p".into(),
+            page_size: 650,
+            ..Default::default()
+        };
+        let mut list = client.operations(page);
+        timeout(Duration::ZERO, list.next())
+            .await
+            .expect_err("no page comes at once");
+        lists.push(list);
+    }
+    emulator
+        .wait_until(|emulator| emulator.calls().len() == 4 && emulator.in_flight() == 0)
+        .await;
+    client
+        .get_operation("p/operations/1")
+        .await
+        .expect("there is room for its answer");
+}
