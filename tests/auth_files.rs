@@ -26,9 +26,8 @@ use self::{
 
 const URI: &str = "https://localhost:1/token";
 
-/// Not a test: what the tests start.
+/// What the tests start, in a process of its own.
 #[test]
-#[ignore = "run by the other tests, in a process of its own"]
 fn child() {
     child::obey();
 }

@@ -20,9 +20,8 @@ use self::{
     http::Reply,
 };
 
-/// Not a test: what the tests start.
+/// What the tests start, in a process of its own.
 #[test]
-#[ignore = "run by the other tests, in a process of its own"]
 fn child() {
     child::obey();
 }

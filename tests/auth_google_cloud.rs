@@ -23,9 +23,8 @@ use self::{
 
 const SUBJECT: &str = "PLANTED-SECRET-subject";
 
-/// Not a test: what the tests start.
+/// What the tests start, in a process of its own.
 #[test]
-#[ignore = "run by the other tests, in a process of its own"]
 fn child() {
     child::obey();
 }

@@ -29,9 +29,8 @@ use self::{
 /// What every planted secret contains.
 const SECRET: &str = "PLANTED-SECRET";
 
-/// Not a test: what the tests start.
+/// What the tests start, in a process of its own.
 #[test]
-#[ignore = "run by the other tests, in a process of its own"]
 fn child() {
     child::obey();
 }

@@ -26,53 +26,64 @@ use self::{
     http::Reply,
 };
 
-/// Not a test: what the tests start, with the certificate of their endpoint in `SSL_CERT_FILE`.
-#[tokio::test]
-#[ignore = "run by the other tests, in a process of its own"]
-async fn child() {
-    let uri = std::env::var("TEST_TOKEN_URI").unwrap();
-    match std::env::var("TEST_CASE").unwrap().as_str() {
-        "panic" => a_poll_after_a_failure(&uri).await,
-        "hang" => five_at_once(&uri).await,
-        "secret" => an_error_in_print(&uri).await,
-        case => panic!("no such case: {case}"),
-    }
+/// Where a test has started itself once more, with the certificate of its endpoint in
+/// `SSL_CERT_FILE`: the URI of that endpoint.
+fn token_uri() -> Option<String> {
+    std::env::var(TOKEN_URI).ok()
 }
+
+const TOKEN_URI: &str = "TEST_TOKEN_URI";
 
 #[tokio::test]
 async fn a_poll_after_a_failure_panics() {
+    if let Some(uri) = token_uri() {
+        return a_poll_after_a_failure(&uri).await;
+    }
     let endpoint = TokenEndpoint::start().await;
     endpoint.desk.answer(Reply::status(500, "down"));
-    run("panic", &endpoint).await;
+    run("a_poll_after_a_failure_panics", &endpoint).await;
 }
 
 #[tokio::test]
 async fn of_five_that_wait_for_one_fetch_only_one_is_woken() {
+    if let Some(uri) = token_uri() {
+        return five_at_once(&uri).await;
+    }
     let endpoint = TokenEndpoint::start().await;
     let late = Reply::Late(Duration::from_millis(500), String::new());
     endpoint.desk.answer(late);
-    run("hang", &endpoint).await;
+    run(
+        "of_five_that_wait_for_one_fetch_only_one_is_woken",
+        &endpoint,
+    )
+    .await;
     assert_eq!(endpoint.desk.count(), 1);
 }
 
 #[tokio::test]
 async fn an_error_prints_the_token() {
+    if let Some(uri) = token_uri() {
+        return an_error_in_print(&uri).await;
+    }
     let endpoint = TokenEndpoint::start().await;
     let answer = Reply::ok(google::token("secret-token", 0));
     endpoint.desk.answer(answer);
-    run("secret", &endpoint).await;
+    run("an_error_prints_the_token", &endpoint).await;
 }
 
-async fn run(case: &str, endpoint: &TokenEndpoint) {
+/// Runs a test of this file in a process of its own.
+async fn run(test: &str, endpoint: &TokenEndpoint) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored", "--nocapture"])
-        .env("TEST_CASE", case)
-        .env("TEST_TOKEN_URI", endpoint.uri())
+        .args(["--exact", test])
+        .env(TOKEN_URI, endpoint.uri())
         .env("SSL_CERT_FILE", endpoint.ca())
         .output()
         .await
         .unwrap();
     assert!(output.status.success(), "mended? {output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("1 passed"), "{said}");
+    assert!(endpoint.desk.count() > 0, "it has asked for no token");
 }
 
 async fn a_poll_after_a_failure(uri: &str) {
