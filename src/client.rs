@@ -130,6 +130,15 @@ impl<S> OperationsClient<S> {
         self
     }
 
+    /// Sets how many calls the stack can carry at once, as far as it knows at the time.
+    pub(crate) fn with_capacity(
+        mut self,
+        capacity: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> Self {
+        self.waits = Arc::new(Waits::of(capacity));
+        self
+    }
+
     /// Sets the timeout of calls for which nobody has set one.
     pub(crate) const fn with_default_timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout.default = Some(timeout);

@@ -30,19 +30,14 @@ async fn examples() -> Result<(), tonic::Status> {
 }
 
 #[tokio::test]
+#[rustfmt::skip]
 async fn a_test_on_the_emulator_is_as_short_as_it_says() -> Result<(), tonic::Status> {
     // begin
     let emulator = Emulator::start().await?;
     emulator.start_operation("operations/1")?;
-    let client = OperationsClient::builder(emulator.endpoint())
-        .connect()
-        .await?;
+    let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     client.cancel_operation("operations/1").await?;
-    assert!(
-        emulator
-            .operation("operations/1")
-            .is_some_and(|operation| operation.done)
-    );
+    assert!(emulator.operation("operations/1").is_some_and(|operation| operation.done));
     // end
     Ok(())
 }
