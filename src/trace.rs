@@ -29,6 +29,14 @@ pub(crate) fn disconnected(from: &Authority) {
     event!(%from, "disconnected");
 }
 
+pub(crate) fn token(next: Duration) {
+    event!(renewed_in = ?next, "a token has come");
+}
+
+pub(crate) fn no_token(failure: &Status, wait: Duration) {
+    event!(code = ?failure.code(), failure = failure.message(), ?wait, "no token has come");
+}
+
 pub(crate) fn retrying(attempts: u32, failure: &Status, wait: Duration) {
     event!(attempts, code = ?failure.code(), ?wait, "an attempt failed");
 }

@@ -3,12 +3,18 @@
 use std::{
     io,
     num::NonZeroU32,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use longrunning::{OperationsClient, RetryPolicy, emulator::Emulator};
+use longrunning::{
+    CallCredentials, Credentials, OperationsClient, RetryPolicy, Token, emulator::Emulator,
+};
 use tonic::Status;
+use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::{Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
 
 #[derive(Clone, Default)]
@@ -32,17 +38,28 @@ impl MakeWriter<'_> for Lines {
     }
 }
 
+impl Lines {
+    /// Takes in the events of this thread, until the guard is dropped.
+    fn listen(&self) -> DefaultGuard {
+        let layer = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(self.clone());
+        let ours = Targets::new().with_target("longrunning", tracing::Level::DEBUG);
+        tracing::subscriber::set_default(
+            tracing_subscriber::registry().with(layer.with_filter(ours)),
+        )
+    }
+
+    fn said(&self) -> Vec<String> {
+        let said = String::from_utf8(self.0.lock().expect("no panic").clone()).expect("UTF-8");
+        said.lines().map(ToOwned::to_owned).collect()
+    }
+}
+
 #[tokio::test]
 async fn connections_and_retries_are_told() {
     let lines = Lines::default();
-    let layer = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(lines.clone());
-    let ours = Targets::new().with_target("longrunning", tracing::Level::DEBUG);
-    let _guard = tracing::subscriber::set_default(
-        tracing_subscriber::registry().with(layer.with_filter(ours)),
-    );
-
+    let _guard = lines.listen();
     let emulator = Emulator::start().await.expect("a free port");
     emulator
         .start_operation("operations/1")
@@ -58,9 +75,8 @@ async fn connections_and_retries_are_told() {
         .await
         .expect("the second attempt");
 
-    let said = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("UTF-8");
-    let said: Vec<_> = said.lines().collect();
-    let [connected, retrying] = said[..] else {
+    let said = lines.said();
+    let [connected, retrying] = &said[..] else {
         panic!("two events were expected: {said:?}");
     };
     let port = emulator.port();
@@ -72,4 +88,37 @@ async fn connections_and_retries_are_told() {
         retrying.contains(" an attempt failed attempts=1 code=Unavailable wait="),
         "{retrying}"
     );
+}
+
+/// A source that fails at first.
+#[derive(Default)]
+struct Late(AtomicBool);
+
+#[tonic::async_trait]
+impl CallCredentials for Late {
+    async fn token(&self) -> Result<Token, Status> {
+        match self.0.swap(true, Ordering::SeqCst) {
+            true => Token::bearer("PLANTED-SECRET"),
+            false => Err(Status::unavailable("not yet")),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_told_without_a_secret() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let auth = Credentials::custom(Late::default()).interceptor().await;
+    auth.expect("the second attempt");
+
+    let said = lines.said();
+    let [failed, came] = &said[..] else {
+        panic!("two events were expected: {said:?}");
+    };
+    assert!(
+        failed.contains(" no token has come code=Unavailable failure=\"not yet\" wait="),
+        "{failed}"
+    );
+    assert!(came.contains(" a token has come renewed_in="), "{came}");
+    assert!(!came.contains("PLANTED-SECRET"), "{came}");
 }

@@ -17,6 +17,18 @@ use crate::{
 /// What the machine may be doing besides hits all variants of a round alike, and not every round.
 const ROUNDS: usize = 5;
 
+/// The title of each column, the figure that stands there, and its unit.
+const COLUMNS: [(&str, &str, f64); 8] = [
+    ("calls/s", "rate", 1.0),
+    ("CPU a call, us", "cpu", 1.0),
+    ("p50, ms", "p50", 1e3),
+    ("p99, ms", "p99", 1e3),
+    ("p99.9, ms", "p999", 1e3),
+    ("allocations a call", "allocations", 1.0),
+    ("bytes allocated a call", "allocated", 1.0),
+    ("bytes sent a call", "sent", 1.0),
+];
+
 /// Prints the table. `rounds=` and `millis=` may be given; other arguments are the variants.
 pub(crate) fn run(arguments: &[String]) -> Result {
     let mut rounds = ROUNDS;
@@ -33,12 +45,11 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         names.extend(NAMES);
     }
     println!(
-        "Medians of {rounds} interleaved rounds; x is the ratio to the first variant, taken within each round.\n"
+        "Medians of {rounds} interleaved rounds. In parentheses: the ratio to the first variant, taken within each round.\n"
     );
-    println!(
-        "| load | variant | calls/s | x | CPU a call, us | x | p50, ms | p99, ms | x | p99.9, ms | allocations a call | bytes allocated | bytes sent |"
-    );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+    let columns = COLUMNS.map(|(title, ..)| format!(" {title} |")).concat();
+    println!("| load | variant |{columns}");
+    println!("|---|---|{}", "--:|".repeat(COLUMNS.len()));
     for plan in plans(time) {
         scenario(&plan, rounds, &names);
     }
@@ -141,34 +152,27 @@ fn scenario(plan: &Plan, rounds: usize, names: &[&str]) {
         let records = match found {
             Ok(records) => records,
             Err(error) => {
-                println!("| {plan} | {name} | {error} ||||||||||||");
+                println!("| {plan} | {name} | {error} |{}", " |".repeat(COLUMNS.len() - 1));
                 continue;
             }
         };
         let ratio = |key| {
             let pairs = records.iter().zip(&baseline);
             let ratios = pairs.filter_map(|(own, base)| Some(own.get(key)? / base.get(key)?));
-            format!("{:.2}", median(ratios.collect()))
+            median(ratios.collect())
         };
-        let figure = |key, unit| number(middle(records, key) / unit);
+        let cells = COLUMNS.map(|(_, key, unit)| {
+            let figure = number(middle(records, key) / unit);
+            match ratio(key) {
+                ratio if ratio.is_nan() => format!(" {figure} |"),
+                ratio => format!(" {figure} ({ratio:.2}) |"),
+            }
+        });
         let note = match middle(records, "server_cpu") > middle(records, "cpu") {
             true => " (the server used more CPU)",
             false => "",
         };
-        println!(
-            "| {plan} | {name}{note} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            figure("rate", 1.0),
-            ratio("rate"),
-            figure("cpu", 1.0),
-            ratio("cpu"),
-            figure("p50", 1e3),
-            figure("p99", 1e3),
-            ratio("p99"),
-            figure("p999", 1e3),
-            figure("allocations", 1.0),
-            figure("allocated", 1.0),
-            figure("sent", 1.0),
-        );
+        println!("| {plan} | {name}{note} |{}", cells.concat());
     }
 }
 

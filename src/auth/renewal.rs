@@ -24,6 +24,7 @@ use super::{
 use crate::{
     backoff::Backoff,
     task::{runtime, timers},
+    trace,
 };
 
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
@@ -148,6 +149,7 @@ impl Owner {
             Some(end) => now + end.duration_since(now).mul_f64(random(0.70, 0.80)),
             None => now + after(token.renew_after.unwrap_or(RENEW_UNKNOWN)),
         };
+        trace::token(due - now);
         self.failures = 0;
         self.lease = token.lease;
         let valid_until = match &mut self.lease {
@@ -176,10 +178,12 @@ impl Owner {
 
     /// Publishes a failure beside the token, which stays for as long as it is good.
     fn fail(&mut self, failure: Status) -> Instant {
+        let wait = BACKOFF.delay(self.failures, fastrand::f64());
+        trace::no_token(&failure, wait);
         self.failures = self.failures.saturating_add(1);
         self.publisher
             .send_modify(|published| published.failure = Some(failure));
-        Instant::now() + BACKOFF.delay(self.failures - 1, fastrand::f64())
+        Instant::now() + wait
     }
 
     /// Waits until the next fetch is due. False if nobody reads any more.
