@@ -23,7 +23,8 @@ mod token;
 
 use std::{env, fmt, path::PathBuf, sync::Arc};
 
-use tonic::{Status, metadata::AsciiMetadataValue};
+use http::HeaderValue;
+use tonic::Status;
 
 use self::failure::refused;
 pub use self::{
@@ -247,7 +248,7 @@ impl Credentials {
         }
     }
 
-    fn quota_project(&self) -> Result<Option<AsciiMetadataValue>, Status> {
+    fn quota_project(&self) -> Result<Option<HeaderValue>, Status> {
         let project = match (&self.quota_project, &self.source) {
             (Some(project), _) => Some(project.clone()),
             (None, Source::None | Source::Custom(_)) => None,

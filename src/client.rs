@@ -200,12 +200,12 @@ impl<S> OperationsClient<S> {
     /// the 10 s that are published; and within what its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
         const PUBLISHED: Duration = Duration::from_secs(10);
-        let Ok(own) = deadline::timeout_in(request.metadata()) else {
+        let Ok(own) = deadline::timeout_in(request.metadata().as_ref()) else {
             return; // the call will be refused for it
         };
         let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
         let timeout = left.map_or(own, |left| left.min(own));
-        deadline::set(request.metadata_mut(), timeout);
+        deadline::set(request.metadata_mut().as_mut(), timeout);
     }
 }
 

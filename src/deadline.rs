@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
-use tonic::{
-    Code, Status,
-    metadata::{MetadataMap, MetadataValue},
-};
+use tonic::{Code, Status};
 
 use crate::{status::local, task::runtime};
 
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The units of `grpc-timeout`, in nanoseconds, the finest first.
 const UNITS: [(char, u64); 6] = [
@@ -37,13 +35,13 @@ pub(crate) fn deadline(timeout: Duration) -> Result<Option<Instant>, Status> {
     Ok(Instant::now().checked_add(timeout))
 }
 
-/// Reads the timeout that a caller has put into the metadata.
+/// Reads the timeout that a caller has put into the headers.
 ///
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: it is not a timeout as gRPC writes it.
-pub(crate) fn timeout_in(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = metadata.get(GRPC_TIMEOUT) else {
+pub(crate) fn timeout_in(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(value) = headers.get(GRPC_TIMEOUT) else {
         return Ok(None);
     };
     let parsed = value.to_str().ok().and_then(parse);
@@ -73,9 +71,9 @@ fn parse(value: &str) -> Option<Duration> {
 }
 
 /// Tells the server how much time is left.
-pub(crate) fn tell(metadata: &mut MetadataMap, deadline: Instant) {
+pub(crate) fn tell(headers: &mut HeaderMap, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
-    set(metadata, rounded_up(left));
+    set(headers, rounded_up(left));
 }
 
 /// Rounds to three digits, up by less than 1 %.
@@ -90,10 +88,10 @@ fn rounded_up(timeout: Duration) -> Duration {
     Duration::from_nanos(nanos.div_ceil(unit).saturating_mul(unit))
 }
 
-/// Puts a timeout into the metadata. tonic's own setter panics on one of 11,416 years.
-pub(crate) fn set(metadata: &mut MetadataMap, timeout: Duration) {
-    if let Ok(value) = MetadataValue::try_from(grpc_timeout(timeout)) {
-        metadata.insert(GRPC_TIMEOUT, value);
+/// Puts a timeout into the headers. tonic's own setter panics on one of 11,416 years.
+pub(crate) fn set(headers: &mut HeaderMap, timeout: Duration) {
+    if let Ok(value) = HeaderValue::try_from(grpc_timeout(timeout)) {
+        headers.insert(GRPC_TIMEOUT, value);
     }
 }
 
@@ -101,16 +99,15 @@ pub(crate) fn set(metadata: &mut MetadataMap, timeout: Duration) {
 ///
 /// Rounded up: the server must not call the time up before the client does.
 fn grpc_timeout(timeout: Duration) -> String {
-    let nanos = timeout.as_nanos();
-    let most = 10_u128.pow(DIGITS as u32) - 1;
-    let fits = UNITS
-        .into_iter()
-        .map(|(letter, unit)| (letter, nanos.div_ceil(unit.into())));
-    let (letter, count) = fits
-        .clone()
-        .find(|(_, count)| *count <= most)
-        .unwrap_or(('H', most));
-    format!("{count}{letter}")
+    const MOST: u64 = 10_u64.pow(DIGITS as u32) - 1;
+    // More than 584 years are none to count.
+    let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+    let counts = UNITS.map(|(letter, unit)| (letter, nanos.div_ceil(unit)));
+    let fits = counts.into_iter().find(|(_, count)| *count <= MOST);
+    let (letter, count) = fits.unwrap_or(('H', MOST));
+    let mut text = count.to_string();
+    text.push(letter);
+    text
 }
 
 #[cfg(test)]
@@ -128,7 +125,7 @@ mod tests {
             (Duration::from_secs(10), "10000000u"),
             (Duration::from_secs(100), "100000m"),
             (Duration::from_nanos(100_000_000_001), "100001m"),
-            (Duration::MAX, "99999999H"),
+            (Duration::MAX, "5124096H"),
         ];
         for (timeout, written) in table {
             assert_eq!(grpc_timeout(timeout), written);
@@ -159,11 +156,9 @@ mod tests {
             "1 S",
             "é",
         ] {
-            let mut metadata = MetadataMap::new();
-            let bytes = http::HeaderValue::from_bytes(value.as_bytes()).expect("legal bytes");
-            let value = MetadataValue::try_from(bytes.as_bytes()).expect("legal");
-            metadata.insert(GRPC_TIMEOUT, value);
-            let status = timeout_in(&metadata).expect_err("not a timeout");
+            let value = HeaderValue::from_bytes(value.as_bytes()).expect("legal bytes");
+            let headers = HeaderMap::from_iter([(GRPC_TIMEOUT, value)]);
+            let status = timeout_in(&headers).expect_err("not a timeout");
             assert_eq!(status.code(), Code::InvalidArgument);
             assert!(status.message().starts_with("grpc-timeout \""), "{status}");
         }

@@ -22,12 +22,12 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{
-    HeaderValue, Request, Response, Uri, Version,
+    HeaderMap, HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
     uri::{Authority, Scheme},
 };
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body, codegen::BoxFuture, metadata::MetadataMap};
+use tonic::{Code, Status, body::Body, codegen::BoxFuture};
 use tower::Service;
 
 pub use self::body::ResponseBody;
@@ -82,13 +82,11 @@ impl LastHeaders {
     /// # Errors
     ///
     /// Why there are no credentials.
-    pub(crate) fn add_to(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
+    pub(crate) fn add_to(&self, headers: &mut HeaderMap) -> Result<(), Status> {
         if let Some(deadline) = self.deadline {
-            deadline::tell(metadata, deadline);
+            deadline::tell(headers, deadline);
         }
-        self.auth
-            .as_ref()
-            .map_or(Ok(()), |auth| auth.sign(metadata))
+        self.auth.as_ref().map_or(Ok(()), |auth| auth.sign(headers))
     }
 }
 
@@ -174,9 +172,7 @@ impl Shared {
         loop {
             let (mut lease, sender) = self.pool.stream(&mut turn).await?;
             if let Some(last) = last.as_ref().filter(|_| turn.has_waited()) {
-                let mut metadata = MetadataMap::from_headers(mem::take(head.headers_mut()));
-                last.add_to(&mut metadata)?;
-                *head.headers_mut() = metadata.into_headers();
+                last.add_to(head.headers_mut())?;
             }
             lease.begins(deadline);
             match exchange(lease, sender, head.clone(), body.clone()).await {

@@ -6,9 +6,11 @@ mod client;
 mod memory;
 mod plan;
 mod record;
+mod rounds;
 mod server;
 mod spawn;
 mod table;
+mod targets;
 mod variants;
 
 use std::{env, process::ExitCode};

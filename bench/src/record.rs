@@ -34,6 +34,12 @@ impl fmt::Display for Record {
     }
 }
 
+/// The middle of a figure in many records; `NaN` where none has it.
+pub(crate) fn middle(records: &[Record], key: &str) -> f64 {
+    let values = records.iter().filter_map(|record| record.get(key));
+    median(values.collect())
+}
+
 /// The middle one; `NaN` of none.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

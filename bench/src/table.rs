@@ -1,16 +1,13 @@
 //! The table: all variants beside each other, in rounds.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::time::Duration;
 
 use crate::{
     Result,
     plan::{Length, Plan},
-    record::{Record, median},
+    record::{Record, middle},
+    rounds::{Rounds, measure},
+    targets,
     variants::NAMES,
 };
 
@@ -45,35 +42,53 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         names.extend(NAMES);
     }
     println!(
-        "Medians of {rounds} interleaved rounds. In parentheses: the ratio to the first variant, taken within each round.\n"
+        "Medians of {rounds} interleaved rounds. In parentheses: the ratio to the first variant, taken \
+         within each round.\n"
     );
     let columns = COLUMNS.map(|(title, ..)| format!(" {title} |")).concat();
     println!("| load | variant |{columns}");
     println!("|---|---|{}", "--:|".repeat(COLUMNS.len()));
-    for plan in plans(time) {
-        scenario(&plan, rounds, &names);
-    }
+    let loads: Vec<_> = plans(time)
+        .into_iter()
+        .map(|plan| {
+            let load = Rounds::run(plan, rounds, &names);
+            print(&load);
+            load
+        })
+        .collect();
     bulk(&names, rounds);
-    println!("\n| memory | idle client, KiB | a call in flight, KiB |");
-    println!("|---|--:|--:|");
-    let plan = Plan {
-        concurrency: 1_000,
-        delay: Duration::from_secs(2),
-        length: Length::Memory,
-        ..Plan::default()
-    };
-    for name in names {
-        let found: Vec<_> = (0..rounds.min(3)).map(|_| measure(name, &plan)).collect();
-        match found.into_iter().collect::<Result<Vec<_>>>() {
-            Ok(found) => println!(
-                "| {name} | {} | {} |",
-                number(middle(&found, "idle") / 1024.0),
-                number(middle(&found, "in_flight") / 1024.0),
-            ),
-            Err(error) => println!("| {name} | {error} | |"),
-        }
-    }
+    let memory = memory(&names, rounds);
+    targets::print(&loads, &memory);
     Ok(())
+}
+
+/// Prints a line for each variant under a load.
+fn print(load: &Rounds<'_>) {
+    let plan = &load.plan;
+    for (name, found) in &load.found {
+        let records = match found {
+            Ok(records) => records,
+            Err(error) => {
+                println!(
+                    "| {plan} | {name} | {error} |{}",
+                    " |".repeat(COLUMNS.len() - 1)
+                );
+                continue;
+            }
+        };
+        let cells = COLUMNS.map(|(_, key, unit)| {
+            let figure = number(middle(records, key) / unit);
+            match load.ratio(name, key) {
+                Some(ratio) => format!(" {figure} ({ratio:.2}) |"),
+                None => format!(" {figure} |"),
+            }
+        });
+        let note = match middle(records, "server_cpu") > middle(records, "cpu") {
+            true => " (the server used more CPU)",
+            false => "",
+        };
+        println!("| {plan} | {name}{note} |{}", cells.concat());
+    }
 }
 
 /// Prints what it takes to cancel very many operations.
@@ -84,7 +99,9 @@ fn bulk(names: &[&str], rounds: usize) {
         length: Length::Bulk(NAMES),
         ..Plan::default()
     };
-    println!("\n| {NAMES} operations, 256 at a time | seconds | CPU seconds | allocations a call |");
+    println!(
+        "\n| {NAMES} operations, 256 at a time | seconds | CPU seconds | allocations a call |"
+    );
     println!("|---|--:|--:|--:|");
     for name in names.iter().filter(|name| **name != "google-api-core") {
         let found = (0..rounds.min(3)).map(|_| measure(name, &plan));
@@ -98,6 +115,31 @@ fn bulk(names: &[&str], rounds: usize) {
             Err(error) => println!("| {name} | {error} | | |"),
         }
     }
+}
+
+/// Prints what a client keeps in memory.
+fn memory<'a>(names: &[&'a str], rounds: usize) -> Rounds<'a> {
+    let plan = Plan {
+        concurrency: 1_000,
+        delay: Duration::from_secs(2),
+        length: Length::Memory,
+        ..Plan::default()
+    };
+    let memory = Rounds::run(plan, rounds.min(3), names);
+    println!("\n| memory | idle client, KiB | a call in flight, KiB |");
+    println!("|---|--:|--:|");
+    let kib = |found: &[Record], key| number(middle(found, key) / 1024.0);
+    for (name, found) in &memory.found {
+        match found {
+            Ok(found) => println!(
+                "| {name} | {} | {} |",
+                kib(found, "idle"),
+                kib(found, "in_flight")
+            ),
+            Err(error) => println!("| {name} | {error} | |"),
+        }
+    }
+    memory
 }
 
 fn plans(time: Duration) -> Vec<Plan> {
@@ -128,93 +170,6 @@ fn plans(time: Duration) -> Vec<Plan> {
         slow(1_000, 100),
         slow(200, 10),
     ]
-}
-
-/// Runs every variant once a round, and prints a line for each.
-fn scenario(plan: &Plan, rounds: usize, names: &[&str]) {
-    let mut found: Vec<Result<Vec<Record>>> = names.iter().map(|_| Ok(Vec::new())).collect();
-    for _ in 0..rounds {
-        for (name, found) in names.iter().zip(&mut found) {
-            if let Ok(records) = found {
-                match measure(name, plan) {
-                    Ok(record) => records.push(record),
-                    Err(error) => *found = Err(error),
-                }
-            }
-        }
-    }
-    let baseline = found
-        .first()
-        .and_then(|found| found.as_ref().ok())
-        .cloned()
-        .unwrap_or_default();
-    for (name, found) in names.iter().zip(&found) {
-        let records = match found {
-            Ok(records) => records,
-            Err(error) => {
-                println!("| {plan} | {name} | {error} |{}", " |".repeat(COLUMNS.len() - 1));
-                continue;
-            }
-        };
-        let ratio = |key| {
-            let pairs = records.iter().zip(&baseline);
-            let ratios = pairs.filter_map(|(own, base)| Some(own.get(key)? / base.get(key)?));
-            median(ratios.collect())
-        };
-        let cells = COLUMNS.map(|(_, key, unit)| {
-            let figure = number(middle(records, key) / unit);
-            match ratio(key) {
-                ratio if ratio.is_nan() => format!(" {figure} |"),
-                ratio => format!(" {figure} ({ratio:.2}) |"),
-            }
-        });
-        let note = match middle(records, "server_cpu") > middle(records, "cpu") {
-            true => " (the server used more CPU)",
-            false => "",
-        };
-        println!("| {plan} | {name}{note} |{}", cells.concat());
-    }
-}
-
-/// Starts a process that measures.
-fn measure(name: &str, plan: &Plan) -> Result<Record> {
-    let own = env::current_exe()?;
-    let output = match name {
-        "google-api-core" => {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-            Command::new(python(folder)?)
-                .arg(folder.join("python/client.py"))
-                .arg(own)
-                .args(plan.arguments())
-                .output()?
-        }
-        _ => Command::new(own)
-            .args(["client", name])
-            .args(plan.arguments())
-            .output()?,
-    };
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(text.lines().last().unwrap_or("it failed").into());
-    }
-    Ok(Record::parse(&String::from_utf8(output.stdout)?))
-}
-
-fn python(folder: &Path) -> Result<PathBuf> {
-    let python = folder.join("target/venv/bin/python");
-    match python.exists() {
-        true => Ok(python),
-        false => Err("there is no Python with google-api-core".into()),
-    }
-}
-
-fn middle(records: &[Record], key: &str) -> f64 {
-    median(
-        records
-            .iter()
-            .filter_map(|record| record.get(key))
-            .collect(),
-    )
 }
 
 /// With three digits that count.

@@ -27,14 +27,16 @@ pub(crate) trait Variant: Clone + Send + Sync + 'static {
     /// Cancels so many operations, so many at a time.
     fn cancel_all(&self, names: usize, concurrency: usize) -> impl Future<Output = Result> + Send {
         async move {
-            let mut workers = JoinSet::new();
+            let mut workers = JoinSet::<Result>::new();
             for worker in 0..concurrency {
                 let mut variant = self.clone();
                 workers.spawn(async move {
                     for number in (worker..names).step_by(concurrency) {
-                        variant.cancel(&OPERATIONS[number % OPERATIONS.len()]).await?;
+                        variant
+                            .cancel(&OPERATIONS[number % OPERATIONS.len()])
+                            .await?;
                     }
-                    Result::Ok(())
+                    Ok(())
                 });
             }
             while let Some(done) = workers.join_next().await {

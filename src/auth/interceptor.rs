@@ -2,15 +2,12 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use tonic::{
-    Code, Request, Status,
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
-    service::Interceptor,
-};
+use tonic::{Code, Request, Status, service::Interceptor};
 
 use super::{CallCredentials, Token, failure::unavailable, renewal, renewal::Published};
 
@@ -43,13 +40,13 @@ const FIRST_TOKEN: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct AuthInterceptor {
     headers: Headers,
-    quota_project: Option<AsciiMetadataValue>,
+    quota_project: Option<HeaderValue>,
 }
 
 #[derive(Clone)]
 enum Headers {
     /// Nothing to renew: no task, and no need of a runtime.
-    Fixed(Arc<[(AsciiMetadataKey, AsciiMetadataValue)]>),
+    Fixed(Arc<[(HeaderName, HeaderValue)]>),
     Renewed(Arc<Renewed>),
 }
 
@@ -58,10 +55,10 @@ struct Renewed {
     rejected: Arc<Notify>,
 }
 
-const QUOTA_PROJECT: &str = "x-goog-user-project";
+const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
 impl AuthInterceptor {
-    pub(super) fn fixed(token: Option<Token>, quota_project: Option<AsciiMetadataValue>) -> Self {
+    pub(super) fn fixed(token: Option<Token>, quota_project: Option<HeaderValue>) -> Self {
         let headers = token.map(|token| token.headers).unwrap_or_default();
         Self {
             headers: Headers::Fixed(headers.into()),
@@ -71,7 +68,7 @@ impl AuthInterceptor {
 
     pub(super) fn renewed(
         source: Arc<dyn CallCredentials>,
-        quota_project: Option<AsciiMetadataValue>,
+        quota_project: Option<HeaderValue>,
     ) -> Result<Self, Status> {
         let (published, rejected) = renewal::start(source)?;
         let renewed = Renewed {
@@ -143,18 +140,18 @@ impl AuthInterceptor {
     /// # Errors
     ///
     /// Why there is none.
-    pub(crate) fn sign(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
+    pub(crate) fn sign(&self, to: &mut HeaderMap) -> Result<(), Status> {
         // The quota project of this one call, if it has its own, is the caller's choice.
-        let quota_project = metadata.get(QUOTA_PROJECT).cloned();
+        let quota_project = to.get(QUOTA_PROJECT).cloned();
         match &self.headers {
-            Headers::Fixed(headers) => insert(metadata, headers),
+            Headers::Fixed(headers) => insert(to, headers),
             Headers::Renewed(renewed) => {
                 renewed.ended()?;
-                insert(metadata, renewed.published.borrow().headers()?);
+                insert(to, renewed.published.borrow().headers()?);
             }
         }
         if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
-            metadata.insert(QUOTA_PROJECT, project);
+            to.insert(QUOTA_PROJECT, project);
         }
         Ok(())
     }
@@ -175,14 +172,14 @@ impl AuthInterceptor {
 
 impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        self.sign(request.metadata_mut())?;
+        self.sign(request.metadata_mut().as_mut())?;
         Ok(request)
     }
 }
 
-fn insert(metadata: &mut MetadataMap, headers: &[(AsciiMetadataKey, AsciiMetadataValue)]) {
+fn insert(to: &mut HeaderMap, headers: &[(HeaderName, HeaderValue)]) {
     for (name, value) in headers {
-        metadata.insert(name.clone(), value.clone());
+        to.insert(name.clone(), value.clone());
     }
 }
 

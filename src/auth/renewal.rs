@@ -8,14 +8,12 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderName, HeaderValue};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tonic::{
-    Status,
-    metadata::{AsciiMetadataKey, AsciiMetadataValue},
-};
+use tonic::Status;
 
 use super::{
     failure::{classified, panicked, unavailable},
@@ -53,13 +51,13 @@ pub(super) struct Published {
 }
 
 struct Current {
-    headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     valid_until: Option<Instant>,
 }
 
 impl Published {
     /// Returns the headers of a token that is good now, else why there are none.
-    pub(super) fn headers(&self) -> Result<&[(AsciiMetadataKey, AsciiMetadataValue)], Status> {
+    pub(super) fn headers(&self) -> Result<&[(HeaderName, HeaderValue)], Status> {
         match (&self.current, &self.failure) {
             (Some(current), _) if current.is_valid() => Ok(&current.headers),
             (_, Some(failure)) => Err(failure.clone()),

@@ -6,10 +6,7 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue};
-use tonic::{
-    Status,
-    metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataKey},
-};
+use tonic::Status;
 
 use super::failure::refused;
 
@@ -62,7 +59,7 @@ pub trait CallCredentials: Send + Sync + 'static {
 /// # Ok::<(), tonic::Status>(())
 /// ```
 pub struct Token {
-    pub(super) headers: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) expires_at: Option<Instant>,
     pub(super) renew_after: Option<Duration>,
     pub(super) lease: Option<Lease>,
@@ -140,7 +137,7 @@ impl Token {
         self
     }
 
-    pub(super) fn insert(&mut self, name: AsciiMetadataKey, value: AsciiMetadataValue) {
+    pub(super) fn insert(&mut self, name: HeaderName, value: HeaderValue) {
         self.headers.retain(|(other, _)| *other != name);
         self.headers.push((name, value));
     }
@@ -159,20 +156,16 @@ impl fmt::Debug for Token {
 /// Makes a header that is marked as secret: HTTP/2 does not index it, and `Debug` does not show it.
 ///
 /// The errors name the header and never the value.
-pub(super) fn header(
-    name: &str,
-    value: &str,
-) -> Result<(AsciiMetadataKey, AsciiMetadataValue), Status> {
+pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Status> {
     let key = HeaderName::from_bytes(name.as_bytes())
         .ok()
-        .and_then(|name| MetadataKey::from_bytes(name.as_str().as_bytes()).ok())
+        .filter(|name| !name.as_str().ends_with("-bin"))
         .ok_or_else(|| refused(format!("{name:?} is not the name of a text header")))?;
     // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
     let mut value = Some(value)
         .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
         .filter(|value| !value.ends_with(' '))
         .and_then(|value| HeaderValue::from_str(value).ok())
-        .and_then(|value| AsciiMetadataValue::try_from(value.as_bytes()).ok())
         .ok_or_else(|| {
             refused(format!(
                 "the value for the header {name:?} has characters that no header can hold: \

@@ -12,12 +12,14 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
 use crate::status::{Origin, classify, local, mark};
+
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// Reads an answer to its end.
 ///
@@ -83,7 +85,7 @@ fn begins<B>(response: &mut Response<B>) -> Result<bool, Status> {
             ),
         ));
     }
-    match headers.get("grpc-encoding") {
+    match headers.get(GRPC_ENCODING) {
         Some(encoding) if encoding != "identity" => {
             Err(unreadable(format!("it is compressed with {encoding:?}")))
         }

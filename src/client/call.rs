@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, header::AUTHORIZATION};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Request, Status};
 
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl<S: Stack> OperationsClient<S> {
     pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
         let routing = self.check(&request)?;
-        let timeout = deadline::timeout_in(request.metadata())?;
+        let timeout = deadline::timeout_in(request.metadata().as_ref())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         let call = Call::new(request, routing);
@@ -82,7 +82,7 @@ impl<S: Stack> OperationsClient<S> {
                 format!("the request is {bytes} bytes: the limit is {limit}"),
             ));
         }
-        header::bounded(request.metadata())?;
+        header::bounded(request.metadata().as_ref())?;
         Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
@@ -106,7 +106,7 @@ impl<S: Stack> OperationsClient<S> {
         before: u32,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
-        let of_the_caller = call.metadata().contains_key("authorization");
+        let of_the_caller = call.headers().contains_key(AUTHORIZATION);
         let auth = self.settings.auth.as_ref().filter(|_| !of_the_caller);
         let last = LastHeaders {
             deadline,

@@ -1,11 +1,8 @@
 //! The headers that every call carries, and the bounds of those that the caller adds.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tonic::{
-    Code, Status,
-    metadata::{KeyAndValueRef, MetadataMap},
-};
+use tonic::{Code, Status};
 
 use crate::status::local;
 
@@ -68,7 +65,7 @@ fn too_long(name: &str) -> Status {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: it is larger.
-pub(crate) fn bounded(metadata: &MetadataMap) -> Result<(), Status> {
+pub(crate) fn bounded(metadata: &HeaderMap) -> Result<(), Status> {
     within(metadata, MAX_BYTES, "the request's metadata is")
 }
 
@@ -77,20 +74,19 @@ pub(crate) fn bounded(metadata: &MetadataMap) -> Result<(), Status> {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: they are larger.
-pub(crate) fn bounded_in_all(metadata: &MetadataMap) -> Result<(), Status> {
+pub(crate) fn bounded_in_all(headers: &HeaderMap) -> Result<(), Status> {
     let what = "the request's metadata, with routing header and credentials, is";
-    within(metadata, MAX_BYTES_IN_ALL, what)
+    within(headers, MAX_BYTES_IN_ALL, what)
 }
 
-fn within(metadata: &MetadataMap, limit: usize, what: &str) -> Result<(), Status> {
+fn within(headers: &HeaderMap, limit: usize, what: &str) -> Result<(), Status> {
     /// What HTTP/2 counts for each header beside its name and value, see
     /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
     const OVERHEAD: usize = 32;
-    let bytes = metadata.iter().map(|entry| match entry {
-        KeyAndValueRef::Ascii(key, value) => key.as_str().len() + value.as_encoded_bytes().len(),
-        KeyAndValueRef::Binary(key, value) => key.as_str().len() + value.as_encoded_bytes().len(),
-    });
-    let bytes: usize = bytes.map(|bytes| bytes + OVERHEAD).sum();
+    let bytes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD);
+    let bytes: usize = bytes.sum();
     if bytes <= limit {
         return Ok(());
     }

@@ -7,13 +7,13 @@ use std::{future::poll_fn, marker::PhantomData};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
-    Extensions, HeaderName, HeaderValue, Method, Version,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
 use http_body_util::Full;
 use prost::Message as _;
-use tonic::{GrpcMethod, Request, Status, body::Body, metadata::MetadataMap};
+use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
     Stack, answer,
@@ -25,7 +25,7 @@ use crate::{status::classify, transport::LastHeaders};
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
     /// The caller's own.
-    metadata: MetadataMap,
+    headers: HeaderMap,
     extensions: Extensions,
     routing: Option<HeaderValue>,
     message: Bytes,
@@ -52,7 +52,7 @@ impl<R: Rpc> Call<R> {
             headers.remove(name);
         }
         Self {
-            metadata: MetadataMap::from_headers(headers),
+            headers,
             extensions,
             routing,
             message: prefixed(&message),
@@ -60,9 +60,9 @@ impl<R: Rpc> Call<R> {
         }
     }
 
-    /// The metadata of the caller, without what is not for the caller to set.
-    pub(crate) fn metadata(&self) -> &MetadataMap {
-        &self.metadata
+    /// The headers of the caller, without what is not for the caller to set.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// Sends the request, and reads the answer to its end.
@@ -78,11 +78,11 @@ impl<R: Rpc> Call<R> {
         poll_fn(|cx| stack.poll_ready(cx))
             .await
             .map_err(|error| classify(error.into()))?;
-        let mut metadata = self.headers(before);
-        last.add_to(&mut metadata)?;
-        header::bounded_in_all(&metadata)?;
+        let mut headers = self.headers_of_attempt(before);
+        last.add_to(&mut headers)?;
+        header::bounded_in_all(&headers)?;
         let response = stack
-            .call(self.framed(metadata, last))
+            .call(self.framed(headers, last))
             .await
             .map_err(|error| classify(error.into()))?;
         let message = answer::message(response, limit).await?;
@@ -91,25 +91,24 @@ impl<R: Rpc> Call<R> {
 
     /// The headers of an attempt, which says how many were before, see
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-    fn headers(&self, before: u32) -> MetadataMap {
-        let mut headers = self.metadata.clone().into_headers();
+    fn headers_of_attempt(&self, before: u32) -> HeaderMap {
+        let mut headers = self.headers.clone();
         headers.reserve(HEADERS);
         if let Some(routing) = &self.routing
-            && !self.metadata.contains_key(REQUEST_PARAMS.as_str())
+            && !self.headers.contains_key(REQUEST_PARAMS)
         {
             headers.insert(REQUEST_PARAMS, routing.clone());
         }
-        if !self.metadata.contains_key(API_CLIENT.as_str()) {
+        if !self.headers.contains_key(API_CLIENT) {
             headers.insert(API_CLIENT, header::api_client());
         }
         if before > 0 {
             headers.insert("grpc-previous-rpc-attempts", before.into());
         }
-        MetadataMap::from_headers(headers)
+        headers
     }
 
-    fn framed(&self, metadata: MetadataMap, last: LastHeaders) -> http::Request<Body> {
-        let mut headers = metadata.into_headers();
+    fn framed(&self, mut headers: HeaderMap, last: LastHeaders) -> http::Request<Body> {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         let mut extensions = self.extensions.clone();

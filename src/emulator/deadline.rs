@@ -8,7 +8,7 @@ use crate::deadline::timeout_in;
 
 /// Returns the time that a client allows; `None` also for one that cannot be read.
 pub(super) fn timeout(metadata: &MetadataMap) -> Option<Duration> {
-    timeout_in(metadata).ok().flatten()
+    timeout_in(metadata.as_ref()).ok().flatten()
 }
 
 /// Returns by when the server has to answer, so that the answer comes in time.

@@ -91,10 +91,14 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<Opened, Unopened> {
-        let io = self.dial.dial(self.uri.clone()).await?;
+        let io = self
+            .dial
+            .dial(self.uri.clone())
+            .await
+            .map_err(Unopened::Failed)?;
         #[cfg(feature = "_tls")]
         let io = match &self.tls {
-            Some(tls) => tls.secure(io).await.map_err(BoxError::from)?,
+            Some(tls) => tls.secure(io).await.map_err(failed)?,
             None => io,
         };
         let (io, traffic) = Counted::new(io);
@@ -118,7 +122,7 @@ impl Connector {
             .max_local_error_reset_streams(None)
             .handshake(io)
             .await
-            .map_err(BoxError::from)?;
+            .map_err(failed)?;
         let settings = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Err(BoxError::from(io::Error::from(
                 io::ErrorKind::UnexpectedEof,
@@ -149,10 +153,8 @@ enum Unopened {
     Failed(BoxError),
 }
 
-impl From<BoxError> for Unopened {
-    fn from(error: BoxError) -> Self {
-        Self::Failed(error)
-    }
+fn failed(error: impl Into<BoxError>) -> Unopened {
+    Unopened::Failed(error.into())
 }
 
 /// No server announces so many streams, and h2 takes one that announces none for one more.
