@@ -81,10 +81,11 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets by what each wait is longer than the one before; 1 at least. Default is 2.
+    /// Sets by what factor each wait is longer than the one before. Less than 1 counts as 1.
+    /// Default is 2.
     #[must_use]
     pub const fn multiplier(mut self, multiplier: f64) -> Self {
-        self.backoff.multiplier = multiplier;
+        self.backoff.multiplier = multiplier.max(1.0);
         self
     }
 

@@ -25,18 +25,19 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         let call = Call::new(request, routing);
+        let auth = self.auth_of(&call);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            if self.settings.auth.is_some() || self.settings.retry.is_some() {
+            if auth.is_some() || self.settings.retry.is_some() {
                 timers("a call with credentials or retries", || {
                     drop(sleep(Duration::ZERO));
                 })?;
             }
-            if let Some(auth) = &self.settings.auth {
+            if let Some(auth) = auth {
                 token(auth, PATIENCE).await?;
             }
             return self.attempts(&call, None).await;
         };
-        if let Some(auth) = &self.settings.auth {
+        if let Some(auth) = auth {
             token(auth, deadline.saturating_duration_since(Instant::now())).await?;
         }
         if deadline <= Instant::now() {
@@ -86,6 +87,12 @@ impl<S: Stack> OperationsClient<S> {
         Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
+    /// The credentials for a call that brings none of its own.
+    fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Option<&AuthInterceptor> {
+        let auth = self.settings.auth.as_ref();
+        auth.filter(|_| !call.headers().contains_key(AUTHORIZATION))
+    }
+
     async fn attempts<R: Rpc>(
         &self,
         call: &Call<R>,
@@ -106,8 +113,7 @@ impl<S: Stack> OperationsClient<S> {
         before: u32,
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
-        let of_the_caller = call.headers().contains_key(AUTHORIZATION);
-        let auth = self.settings.auth.as_ref().filter(|_| !of_the_caller);
+        let auth = self.auth_of(call);
         let last = LastHeaders {
             deadline,
             auth: auth.cloned(),

@@ -105,10 +105,12 @@ impl Driver {
         (member, driver)
     }
 
-    /// Heeds a server that had too many pings.
+    /// Heeds a server that had too many pings. It says so in words; the code alone may be for
+    /// something else.
     fn complained(&self, error: &h2::Error) {
         let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
-        if let Some(pool) = self.pool.upgrade().filter(|_| calm && error.is_go_away()) {
+        let complained = calm && error.to_string().contains("too_many_pings");
+        if let Some(pool) = self.pool.upgrade().filter(|_| complained) {
             pool.ping_less();
         }
     }

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -222,7 +221,7 @@ impl Pool {
     pub(crate) fn fail_waiting(&self, status: &Status) {
         let mut state = self.lock();
         if state.members.is_empty() {
-            let waiting = mem::take(&mut state.waiting);
+            let waiting = state.waiting.take_all();
             drop(state);
             for waiting in waiting {
                 let _ = waiting.send(Err(status.clone()));

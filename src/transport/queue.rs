@@ -1,6 +1,6 @@
 //! The calls that wait for a stream, in order.
 
-use std::collections::{BTreeMap, btree_map::IntoValues};
+use std::{collections::BTreeMap, mem};
 
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -54,17 +54,13 @@ impl Queue {
         self.waiting.remove(&turn.0?)
     }
 
+    /// Takes out all. Their turns are not given again: a call may still hold its own.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Waiting> + use<> {
+        mem::take(&mut self.waiting).into_values()
+    }
+
     /// Takes out the call whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<Waiting> {
         self.waiting.pop_first().map(|(_, waiting)| waiting)
-    }
-}
-
-impl IntoIterator for Queue {
-    type Item = Waiting;
-    type IntoIter = IntoValues<u64, Waiting>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.waiting.into_values()
     }
 }
