@@ -110,13 +110,15 @@ impl Builder {
         self
     }
 
-    /// Sets after how long without a byte a connection on which calls wait is pinged, and how long
-    /// the answer may take before its calls fail with `UNAVAILABLE`.
+    /// Sets after how long without a byte a connection on which calls wait, or for whose streams
+    /// they wait, is pinged, and how long the answer may take before its calls fail with
+    /// `UNAVAILABLE`. It may be an eighth longer.
     ///
     /// A connection without calls is never pinged. Many servers close a connection that is pinged
     /// more often than they like. [`Duration::MAX`] means never. Default is 310 and 20 seconds: all
     /// gRPC servers take a ping every 300. A dead connection is found earlier than that: by TCP,
-    /// and by one ping when a call's deadline passes and nothing has come.
+    /// and by asking the server when a call's deadline passes and nothing has come: with a ping
+    /// where none was sent for so long, else with settings that it has to acknowledge.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keepalive = (interval, timeout);
         self
@@ -126,7 +128,7 @@ impl Builder {
     ///
     /// There is one until as many calls are in flight as the server allows on it, commonly 100,
     /// then another; those idle for a minute go, but for the last. Calls beyond all of them wait
-    /// their turn.
+    /// their turn. Connections that the server is closing do not count: they end with their calls.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.max_connections = connections;
         self

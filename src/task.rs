@@ -5,8 +5,9 @@
 //! connection for bytes that nobody reads, from the calls beside it.
 
 use std::{
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
 };
 
@@ -87,4 +88,16 @@ pub(crate) fn not_run(error: JoinError) -> Status {
         Origin::Client,
         error,
     )
+}
+
+/// Runs foreign code; `None` if it panics. What the panic says may be anybody's secret.
+pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        },
+    )
+    .await
 }

@@ -3,12 +3,15 @@
 mod body;
 mod connect;
 mod connection;
+mod dial;
 mod driver;
 mod lease;
+mod members;
 mod opening;
 mod pool;
 mod queue;
 mod traffic;
+mod watch;
 
 use std::{
     fmt,
@@ -31,11 +34,11 @@ use tonic::{Code, Status, body::Body, codegen::BoxFuture};
 use tower::Service;
 
 pub use self::body::ResponseBody;
+pub(crate) use self::connect::Connector;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connect::Tls;
-pub(crate) use self::connect::{Connector, Dial};
-pub(crate) use self::driver::Limits;
 use self::{body::collect, lease::Lease, pool::Pool, queue::Turn};
+pub(crate) use self::{dial::Dial, driver::Limits};
 use crate::{
     auth::AuthInterceptor,
     deadline,
@@ -52,6 +55,11 @@ use crate::{
 ///
 /// There is no deadline here: a future that is dropped, and so a timeout around it, resets the
 /// stream, or gives up the place in the queue.
+///
+/// A connection is opened and driven by a task on the tokio runtime of the call that waited for it
+/// first. Calls on other runtimes may use it for as long as that runtime runs: one that stands still
+/// between calls, as a current-thread runtime does outside of `block_on`, is best with a client of
+/// its own.
 ///
 #[doc = include_str!("transport/faults.md")]
 #[derive(Clone)]
@@ -170,7 +178,7 @@ impl Shared {
         let mut turn = Turn::default();
         let (mut late, mut resends) = (0, 0);
         loop {
-            let (mut lease, sender) = self.pool.stream(&mut turn).await?;
+            let (mut lease, sender) = self.pool.stream(&mut turn, deadline).await?;
             if let Some(last) = last.as_ref().filter(|_| turn.has_waited()) {
                 last.add_to(head.headers_mut())?;
             }

@@ -264,6 +264,20 @@ async fn a_callers_own_authorization_stays() {
 }
 
 #[tokio::test]
+async fn a_call_with_its_own_authorization_needs_no_token() {
+    let emulator = emulator().await;
+    let broken = Credentials::custom(Failing(Status::unauthenticated("mend it")));
+    let builder = OperationsClient::builder(emulator.endpoint()).credentials(broken);
+    let client = builder.connect_lazy().expect("a client");
+    let mut request: Request<GetOperationRequest> = NAME.into_request();
+    let own = "Bearer mine".parse().expect("ASCII");
+    request.metadata_mut().insert("authorization", own);
+    client.get_operation(request).await.expect("it has its own");
+    let status = client.get_operation(NAME).await.expect_err("no token");
+    assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
 async fn a_call_that_waited_for_a_stream_shows_the_token_of_then() {
     /// Tokens that live a second, and are renewed before that.
     struct Brief(Counting);

@@ -80,7 +80,9 @@ async fn a_connection_that_dies_in_silence_is_closed_5_s_after_the_first_deadlin
     let took = begin.elapsed();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(
-        status.message().contains("no answer to a ping within 5s"),
+        status
+            .message()
+            .contains("no sign of life within 5s, although asked for one"),
         "{status:?}"
     );
     assert!((4_500..5_500).contains(&took.as_millis()), "{took:?}");
@@ -213,9 +215,7 @@ async fn keepalive_finds_a_dead_connection_under_a_call_and_leaves_an_idle_one_a
     assert_eq!(pings.load(Ordering::SeqCst), 0, "while it was idle");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(
-        status
-            .message()
-            .contains("no answer to a ping within 100ms"),
+        status.message().contains("no sign of life within 100ms"),
         "{status:?}"
     );
     let most = 2 * interval + 2 * patience + Duration::from_millis(300);
@@ -278,4 +278,110 @@ async fn a_server_with_too_many_pings_is_pinged_less() {
         .await
         .expect("every 240 ms is not too often");
     assert_eq!(listener.accepted(), 3);
+}
+
+#[tokio::test]
+async fn a_server_that_is_late_once_and_dies_then_is_found_out() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        let mut peer = Peer::accept(io).await?;
+        if before > 0 {
+            return peer.serve().await;
+        }
+        // It takes a call, and answers the ping that follows its deadline, but no call.
+        while peer.pings == 0 {
+            tokio::select! {
+                frame = peer.next() => drop(frame?),
+                () = sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let client = builder(&listener).connect().await.expect("a server");
+    let client = client.with_timeout(Duration::from_millis(300));
+    let begin = Instant::now();
+    loop {
+        match client.cancel_operation(NAME).await {
+            Ok(()) => break,
+            Err(status) if status.code() == Code::DeadlineExceeded => {}
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+        }
+        // Two deadlines, and 5 s.
+        assert!(begin.elapsed() < Duration::from_secs(8));
+    }
+    assert_eq!(listener.accepted(), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        if before > 0 {
+            return Peer::accept(io).await?.serve().await;
+        }
+        let mut peer = Peer::accept_with(io, 0).await?;
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let client = builder(&listener).connect().await.expect("a server");
+    let hurried = client.clone().with_timeout(Duration::from_millis(200));
+    let status = hurried.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(listener.accepted(), 1);
+    let begin = Instant::now();
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("on another connection");
+    let took = begin.elapsed();
+    assert!((4_500..5_500).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(listener.accepted(), 2);
+}
+
+#[tokio::test]
+async fn keepalive_finds_a_dead_connection_that_allows_no_streams() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        if before > 0 {
+            return Peer::accept(io).await?.serve().await;
+        }
+        let mut peer = Peer::accept_with(io, 0).await?;
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let (interval, patience) = (Duration::from_millis(200), Duration::from_millis(200));
+    let client = builder(&listener).keepalive(interval, patience);
+    let client = client.connect().await.expect("a server");
+    let begin = Instant::now();
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("on another connection");
+    assert!(begin.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_server_that_wants_calm_for_another_reason_is_pinged_as_before() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        let mut peer = Peer::accept(io).await?;
+        let stream = peer.call().await?;
+        if before < 6 {
+            peer.answer(stream).await?;
+            return peer.goaway(stream, 11, "too_many_resets").await;
+        }
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let (interval, patience) = (Duration::from_millis(100), Duration::from_millis(100));
+    let client = builder(&listener).keepalive(interval, patience);
+    let client = client.connect().await.expect("a server");
+    for _ in 0..6 {
+        client.cancel_operation(NAME).await.expect("an answer");
+    }
+    let begin = Instant::now();
+    let status = client.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begin.elapsed()
+    );
 }

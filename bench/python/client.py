@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -31,6 +30,8 @@ class Server:
         )
         self.certificate = ""
         while (line := self.child.stdout.readline()) != "\n":
+            if not line:
+                sys.exit("the server did not start")
             key, _, value = line.strip().partition("=")
             if key == "grpc":
                 self.address = value
@@ -48,8 +49,10 @@ class Server:
 
 
 def resident():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
+    """What the process has written, and that with the pages of its program, in bytes."""
+    with open("/proc/self/status") as status:
+        sizes = dict(line.split(":", 1) for line in status)
+    return [int(sizes[key].split()[0]) << 10 for key in ("RssAnon", "VmRSS")]
 
 
 def channel(server):
@@ -76,7 +79,11 @@ async def measure(server, plan):
         await asyncio.sleep(plan["delay"] / 1000 - 0.5)
         busy = resident()
         await asyncio.gather(*calls)
-        return {"idle": idle - before, "in_flight": (busy - idle) / concurrency}
+        return {
+            "idle": idle[0] - before[0],
+            "idle_all": idle[1] - before[1],
+            "in_flight": (busy[0] - idle[0]) / concurrency,
+        }
 
     latencies = []
 

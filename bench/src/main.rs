@@ -15,10 +15,14 @@ mod variants;
 
 use std::{env, process::ExitCode};
 
+use tokio_rustls::rustls::crypto::ring;
+
 #[global_allocator]
 static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 fn main() -> ExitCode {
+    // The peers bring another one along: rustls would not choose.
+    let _ = ring::default_provider().install_default();
     let mut arguments = env::args().skip(1);
     let command = arguments.next().unwrap_or_else(|| "table".to_owned());
     let rest: Vec<String> = arguments.collect();

@@ -8,7 +8,7 @@ use crate::{
     Result,
     plan::Plan,
     record::Record,
-    spawn::{Server, resident},
+    spawn::{Resident, Server},
     variants::{OPERATIONS, Variant},
 };
 
@@ -19,10 +19,10 @@ pub(crate) async fn measure<V: Variant>(
     plan: &Plan,
     connect: impl AsyncFnOnce(&Server) -> Result<V>,
 ) -> Result<Record> {
-    let without = resident()?;
+    let without = Resident::now()?;
     let mut variant = connect(server).await?;
     variant.cancel(&OPERATIONS[0]).await?;
-    let idle = resident()?;
+    let idle = Resident::now()?;
     let mut calls = JoinSet::new();
     for name in OPERATIONS.iter().cycle().take(plan.concurrency) {
         let mut variant = variant.clone();
@@ -30,7 +30,7 @@ pub(crate) async fn measure<V: Variant>(
     }
     // All have been sent by then, and none is answered.
     sleep(plan.delay.saturating_sub(Duration::from_millis(500))).await;
-    let busy = resident()?;
+    let busy = Resident::now()?;
     if calls.len() != plan.concurrency || calls.try_join_next().is_some() {
         return Err("a call was answered before the memory was looked at".into());
     }
@@ -38,10 +38,11 @@ pub(crate) async fn measure<V: Variant>(
         done??;
     }
     let mut record = Record::default();
-    record.set("idle", (idle - without) as f64);
+    record.set("idle", idle.own.saturating_sub(without.own) as f64);
+    record.set("idle_all", idle.all.saturating_sub(without.all) as f64);
     record.set(
         "in_flight",
-        busy.saturating_sub(idle) as f64 / plan.concurrency as f64,
+        busy.own.saturating_sub(idle.own) as f64 / plan.concurrency as f64,
     );
     Ok(record)
 }

@@ -88,8 +88,25 @@ pub(crate) fn cpu() -> Duration {
 }
 
 /// The resident memory of this process, in bytes.
-pub(crate) fn resident() -> Result<u64> {
-    let statm = fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = statm.split(' ').nth(1).ok_or("no statm")?.parse()?;
-    Ok(pages * rustix::param::page_size() as u64)
+pub(crate) struct Resident {
+    /// What the process has written.
+    pub(crate) own: u64,
+    /// With the pages of its program that it has run so far.
+    pub(crate) all: u64,
+}
+
+impl Resident {
+    pub(crate) fn now() -> Result<Self> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let kib = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let value = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            value.ok_or_else(|| format!("no {key} in the process's status"))
+        };
+        let bytes = |key| kib(key).map(|kib: u64| kib << 10);
+        Ok(Self {
+            own: bytes("RssAnon:")?,
+            all: bytes("VmRSS:")?,
+        })
+    }
 }

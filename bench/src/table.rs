@@ -126,17 +126,20 @@ fn memory<'a>(names: &[&'a str], rounds: usize) -> Rounds<'a> {
         ..Plan::default()
     };
     let memory = Rounds::run(plan, rounds.min(3), names);
-    println!("\n| memory | idle client, KiB | a call in flight, KiB |");
-    println!("|---|--:|--:|");
+    println!(
+        "\n| memory | idle client, KiB | with the pages of its program, KiB | a call in flight, KiB |"
+    );
+    println!("|---|--:|--:|--:|");
     let kib = |found: &[Record], key| number(middle(found, key) / 1024.0);
     for (name, found) in &memory.found {
         match found {
             Ok(found) => println!(
-                "| {name} | {} | {} |",
+                "| {name} | {} | {} | {} |",
                 kib(found, "idle"),
+                kib(found, "idle_all"),
                 kib(found, "in_flight")
             ),
-            Err(error) => println!("| {name} | {error} | |"),
+            Err(error) => println!("| {name} | {error} | | |"),
         }
     }
     memory

@@ -1,4 +1,4 @@
-//! How a connection is opened: TCP or what the user's connector gives, TLS, HTTP/2.
+//! How a connection is opened: a byte stream, TLS, HTTP/2.
 
 use std::{
     fmt,
@@ -13,18 +13,18 @@ use std::{
 use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use http::{Uri, uri::Authority};
-use hyper::rt::{Read, Write};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Mutex,
-    time::timeout,
-};
-use tonic::{Code, Status, codegen::BoxFuture};
-use tower::{BoxError, Service};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+use tower::BoxError;
 
-use super::traffic::{Counted, Traffic};
-use crate::status::{Origin, caused, classify};
+use super::{
+    dial::{Dial, Io},
+    traffic::{Counted, Traffic},
+};
+use crate::{
+    status::{Origin, caused, classify},
+    task::caught,
+};
 
 /// Opens connections to one server.
 pub(crate) struct Connector {
@@ -53,11 +53,6 @@ pub(crate) struct Opened {
 
 pub(crate) type Http2 = client::Connection<Counted<Box<dyn Io>>>;
 
-/// A byte stream to the server.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
 impl Connector {
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
@@ -69,10 +64,17 @@ impl Connector {
     ///
     /// `UNAVAILABLE`: for whatever reason, there is none.
     pub(crate) async fn connect(&self) -> Result<Opened, Status> {
-        let late = || io::Error::other(format!("not connected within {:?}", self.timeout));
-        let opened = match timeout(self.timeout, self.open_lasting()).await {
-            Ok(opened) => opened,
-            Err(_) => Err(late().into()),
+        let opened = match caught(timeout(self.timeout, self.open_lasting())).await {
+            Some(Ok(opened)) => opened,
+            Some(Err(_)) => {
+                let late = format!("not connected within {:?}", self.timeout);
+                Err(io::Error::other(late).into())
+            }
+            None => {
+                let panicked = "the connector panicked (a tokio runtime has I/O only if it is built \
+                                with enable_all())";
+                Err(io::Error::other(panicked).into())
+            }
         };
         opened.map_err(|error| {
             let cause = classify(error);
@@ -109,7 +111,7 @@ impl Connector {
             .initial_max_send_streams(UNANNOUNCED)
             // At the default of 64 KiB many small answers at once exhaust h2's budget for them,
             // and a large one waits for the window to open again and again.
-            .initial_window_size(2 << 20)
+            .initial_window_size(WINDOW)
             .initial_connection_window_size(5 << 20)
             // A status with its details travels in trailers. What is larger fails its call; with
             // four times as much h2 closes the connection, and fails the calls beside it.
@@ -156,6 +158,9 @@ enum Unopened {
 fn failed(error: impl Into<BoxError>) -> Unopened {
     Unopened::Failed(error.into())
 }
+
+/// What a stream may bring before it is read.
+pub(crate) const WINDOW: u32 = 2 << 20;
 
 /// No server announces so many streams, and h2 takes one that announces none for one more.
 const UNANNOUNCED: usize = usize::MAX - 1;
@@ -207,90 +212,5 @@ impl fmt::Display for Handshake {
 impl std::error::Error for Handshake {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
-    }
-}
-
-/// What gives a byte stream to the server.
-#[derive(Clone)]
-pub(crate) struct Dial(Arc<dyn Dialing>);
-
-trait Dialing: Send + Sync {
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError>;
-}
-
-impl Dial {
-    /// Looks the host up, and tries its addresses.
-    pub(crate) fn tcp(timeout: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        // Shared evenly by the addresses, so that some of it is left for TLS and HTTP/2.
-        connector.set_connect_timeout(Some(timeout.mul_f32(0.75)));
-        // The kernel finds out by itself about a peer that is gone, without a ping of HTTP/2 that
-        // a strict server would count.
-        connector.set_keepalive(Some(Duration::from_secs(60)));
-        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
-        connector.set_keepalive_retries(Some(3));
-        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-        connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-        Self(Arc::new(Tcp(connector)))
-    }
-
-    pub(crate) fn custom<C>(connector: C) -> Self
-    where
-        C: Service<Uri> + Send + 'static,
-        C::Response: Read + Write + Send + Unpin + 'static,
-        C::Error: Into<BoxError>,
-        C::Future: Send,
-    {
-        Self(Arc::new(Custom(Arc::new(Mutex::new(connector)))))
-    }
-
-    async fn dial(&self, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
-        self.0.dial(uri).await
-    }
-}
-
-impl fmt::Debug for Dial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Dial")
-    }
-}
-
-struct Tcp(HttpConnector);
-
-impl Dialing for Tcp {
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
-        let mut connector = self.0.clone();
-        Box::pin(async move {
-            poll_fn(|cx| connector.poll_ready(cx)).await?;
-            let io = connector.call(uri).await?.into_inner();
-            Ok(Box::new(io) as _)
-        })
-    }
-}
-
-struct Custom<C>(Arc<Mutex<C>>);
-
-impl<C> Dialing for Custom<C>
-where
-    C: Service<Uri> + Send + 'static,
-    C::Response: Read + Write + Send + Unpin + 'static,
-    C::Error: Into<BoxError>,
-    C::Future: Send,
-{
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
-        let connector = self.0.clone();
-        Box::pin(async move {
-            let connecting = {
-                let mut connector = connector.lock().await;
-                poll_fn(|cx| connector.poll_ready(cx))
-                    .await
-                    .map_err(Into::into)?;
-                connector.call(uri)
-            };
-            let io = connecting.await.map_err(Into::<BoxError>::into)?;
-            Ok(Box::new(TokioIo::new(io)) as _)
-        })
     }
 }

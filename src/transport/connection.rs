@@ -13,7 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 use tonic::{Code, Status};
 
 use super::traffic::Traffic;
-use crate::status::{Origin, caused, classify, mark};
+use crate::status::{Origin, caused, classify};
 
 /// What the calls on a connection share with the pool, and with the task that drives it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Connection {
     suspected: Notify,
     /// When it was pinged since it answered a call last: in milliseconds after it was opened, or 0.
     pinged: AtomicU64,
+    /// Whether the peer is to be asked for a sign of life otherwise than by a ping.
+    probe: AtomicBool,
     /// Whether the pool has let go of it.
     retired: AtomicBool,
     end: OnceLock<End>,
@@ -45,7 +47,7 @@ pub(crate) struct Connection {
 pub(crate) enum End {
     /// It closed, and h2 gave each of its calls the reason.
     Closed,
-    /// A ping stayed unanswered so long.
+    /// The peer gave no sign of life for so long, although it was asked for one.
     Unanswered(Duration),
     /// Its task was dropped.
     Abandoned,
@@ -79,6 +81,7 @@ impl Connection {
             suspect: NOT_SUSPECT.into(),
             suspected: Notify::new(),
             pinged: 0.into(),
+            probe: false.into(),
             retired: false.into(),
             end: OnceLock::new(),
         }
@@ -126,7 +129,7 @@ impl Connection {
 
     /// Whether calls have failed on it, and it has answered none.
     pub(crate) fn was_useless(&self) -> bool {
-        self.disappointed.load(Ordering::Relaxed) && !self.answered.load(Ordering::Relaxed)
+        self.disappointed.load(Ordering::Relaxed) && !self.has_answered()
     }
 
     /// Notes that a call was answered; returns whether it was the first one.
@@ -134,7 +137,11 @@ impl Connection {
         if self.pinged.load(Ordering::Relaxed) != 0 {
             self.pinged.store(0, Ordering::Relaxed);
         }
-        !self.answered.load(Ordering::Relaxed) && !self.answered.swap(true, Ordering::Relaxed)
+        !self.has_answered() && !self.answered.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_suspect(&self) -> bool {
@@ -144,13 +151,13 @@ impl Connection {
     /// Suspects the connection: nothing has come on it since its reads were so many, although a
     /// call waited for an answer until its deadline.
     pub(crate) fn suspect(&self, reads: usize) {
-        if self.traffic.reads() == reads && !self.is_suspect() && self.may_ping() {
+        if self.traffic.reads() == reads && !self.is_suspect() {
             self.suspect.store(reads, Ordering::Relaxed);
             self.suspected.notify_one();
         }
     }
 
-    /// Returns when it has become suspect: it is to be pinged, once.
+    /// Returns when it has become suspect: the peer is to be asked, once.
     pub(crate) async fn suspected(&self) {
         self.suspected.notified().await;
     }
@@ -158,6 +165,16 @@ impl Connection {
     /// Notes that it is pinged.
     pub(crate) fn pinged(&self) {
         self.note_ping(self.pinged.load(Ordering::Relaxed));
+    }
+
+    /// Has the peer asked for a sign of life that is no answer to a ping.
+    pub(crate) fn probe(&self) {
+        self.probe.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer is to be asked so, now.
+    pub(crate) fn takes_probe(&self) -> bool {
+        self.probe.load(Ordering::Relaxed) && self.probe.swap(false, Ordering::Relaxed)
     }
 
     /// Notes that the pool has let go of it.
@@ -175,7 +192,7 @@ impl Connection {
     }
 
     /// Whether a strict server would take a ping. If so, the caller is to send it.
-    fn may_ping(&self) -> bool {
+    pub(crate) fn may_ping(&self) -> bool {
         let pinged = self.pinged.load(Ordering::Relaxed);
         let next = Duration::from_millis(pinged) + STRICT;
         let early = pinged != 0 && self.opened.elapsed() < next;
@@ -195,7 +212,9 @@ impl Connection {
     pub(crate) fn failed(&self, error: h2::Error) -> Status {
         let why = match self.end.get() {
             Some(End::Unanswered(patience)) => {
-                format!("the connection is dead: no answer to a ping within {patience:?}")
+                format!(
+                    "the connection is dead: no sign of life within {patience:?}, although asked for one"
+                )
             }
             Some(End::Abandoned) => ABANDONED.to_owned(),
             Some(End::Closed) | None => {
@@ -206,16 +225,5 @@ impl Connection {
         };
         let message = format!("{}: {why}", self.authority);
         caused(Code::Unavailable, message, Origin::Transport, error)
-    }
-
-    /// The status of a call whose runtime has ended.
-    pub(crate) fn abandoned(&self) -> Status {
-        let message = format!("{}: {ABANDONED}", self.authority);
-        mark(Status::unavailable(message), Origin::Transport)
-    }
-
-    /// Whether its task was dropped, which only the end of its runtime does.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        matches!(self.end.get(), Some(End::Abandoned))
     }
 }

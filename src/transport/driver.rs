@@ -1,27 +1,23 @@
-//! The task that drives a connection, and watches whether it lives.
+//! The task that drives a connection.
 
 use std::{
     convert::Infallible,
-    future::{pending, poll_fn},
-    mem,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use h2::{Ping, PingPong, Reason, client::SendRequest};
+use h2::{Reason, client::SendRequest};
 use http::uri::Authority;
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::sync::oneshot;
 
 use super::{
-    connect::{Http2, Opened},
+    connect::{Http2, Opened, WINDOW},
     connection::{Connection, End},
     pool::Pool,
+    watch::watch,
 };
 
 /// How many connections there may be, and how long they are kept.
@@ -50,12 +46,6 @@ impl Drop for Member {
         self.connection.retire();
     }
 }
-
-/// How long a suspect has to answer.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long a connection that nobody needs may take to say good-bye.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The future that drives a connection until it ends.
 pub(crate) struct Driver {
@@ -163,6 +153,12 @@ impl Future for Driver {
             }
             Poll::Pending => {
                 this.announce();
+                if this.connection.takes_probe() {
+                    // It changes nothing, and yet the server has to acknowledge it. An error says
+                    // that it has not acknowledged the last one.
+                    let _ = this.http2.set_initial_window_size(WINDOW);
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Pending
             }
         }
@@ -175,87 +171,6 @@ impl Drop for Driver {
         self.connection.end(End::Abandoned);
         if let Some(pool) = self.pool.upgrade() {
             pool.ended(&self.connection);
-        }
-    }
-}
-
-/// Ends when the connection is dead, or takes too long to say good-bye.
-async fn watch(
-    connection: Arc<Connection>,
-    ping: Option<PingPong>,
-    limits: Limits,
-    pool: Weak<Pool>,
-    retired: oneshot::Receiver<Infallible>,
-) -> End {
-    let dead = async {
-        match ping {
-            Some(ping) => dead(&connection, ping, &limits).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        patience = dead => End::Unanswered(patience),
-        () = dismiss_idle(&connection, limits.idle, &pool) => End::Closed,
-        () = farewell(&connection, retired) => End::Closed,
-    }
-}
-
-/// Returns when a ping stayed unanswered.
-async fn dead(connection: &Connection, mut ping: PingPong, limits: &Limits) -> Duration {
-    loop {
-        let patience = tokio::select! {
-            () = connection.suspected() => SUSPECT_PATIENCE,
-            () = quiet(connection, limits.keepalive) => {
-                connection.pinged();
-                limits.keepalive_timeout
-            }
-        };
-        let mut reads = connection.traffic().reads();
-        if ping.send_ping(Ping::opaque()).is_err() {
-            continue;
-        }
-        let mut pong = pin!(poll_fn(|cx| ping.poll_pong(cx)));
-        while timeout(patience, pong.as_mut()).await.is_err() {
-            // Whatever has come shows that the connection lives.
-            let before = mem::replace(&mut reads, connection.traffic().reads());
-            if before == reads {
-                return patience;
-            }
-        }
-    }
-}
-
-/// Returns when nothing has come for so long, and a call waits.
-async fn quiet(connection: &Connection, interval: Duration) {
-    loop {
-        let reads = connection.traffic().reads();
-        sleep(interval).await;
-        if connection.calls() > 0 && connection.traffic().reads() == reads {
-            return;
-        }
-    }
-}
-
-/// Has the pool dismiss the connection whenever it was idle for so long.
-async fn dismiss_idle(connection: &Connection, interval: Duration, pool: &Weak<Pool>) {
-    loop {
-        let uses = connection.uses();
-        sleep(interval).await;
-        let idle = connection.calls() == 0 && connection.uses() == uses;
-        if let Some(pool) = pool.upgrade().filter(|_| idle) {
-            pool.dismiss(connection);
-        }
-    }
-}
-
-/// Returns when the pool has let go of the connection, no call is on it, and still it has not
-/// closed: a peer that takes no bytes could keep it for ever.
-async fn farewell(connection: &Connection, retired: oneshot::Receiver<Infallible>) {
-    let _ = retired.await;
-    loop {
-        sleep(FAREWELL).await;
-        if connection.calls() == 0 {
-            return;
         }
     }
 }

@@ -30,14 +30,16 @@ pub(crate) enum Opener {
 pub(crate) struct Opening {
     pool: Weak<Pool>,
     connector: Arc<Connector>,
+    number: u64,
     done: bool,
 }
 
 impl Opening {
-    pub(crate) fn new(pool: Weak<Pool>, connector: Arc<Connector>) -> Self {
+    pub(crate) fn new(pool: Weak<Pool>, connector: Arc<Connector>, number: u64) -> Self {
         Self {
             pool,
             connector,
+            number,
             done: false,
         }
     }
@@ -45,7 +47,7 @@ impl Opening {
     pub(crate) async fn run(mut self, rest: Duration, closed: oneshot::Receiver<Infallible>) {
         tokio::select! {
             () = self.open(rest) => {}
-            _ = closed => {} // the pool is gone
+            _ = closed => {} // the pool is gone, or has need of a connection now
         }
     }
 
@@ -68,7 +70,7 @@ impl Opening {
         sleep(rest).await;
         self.done = true;
         if let Some(pool) = self.pool.upgrade() {
-            pool.rested();
+            pool.rested(self.number);
         }
     }
 }
@@ -81,7 +83,7 @@ impl Drop for Opening {
         if let Some(pool) = self.pool.upgrade() {
             let message = "the tokio runtime that connected has ended";
             let failure = Status::unavailable(format!("{}: {message}", self.connector.authority()));
-            pool.abandoned(&mark(failure, Origin::Transport));
+            pool.abandoned(self.number, mark(failure, Origin::Transport));
         }
     }
 }

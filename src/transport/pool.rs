@@ -6,20 +6,29 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 use tonic::{Code, Status};
 
 use super::{
     connect::{Connector, Opened},
     connection::Connection,
-    driver::{Driver, Limits, Member},
-    lease::{Granted, Lease},
+    driver::{Driver, Limits},
+    lease::Granted,
+    members::Members,
     opening::{Opener, Opening, rest},
     queue::{Queue, Turn},
 };
-use crate::{status::local, task::runtime, trace};
+use crate::{
+    status::local,
+    task::{runtime, timers},
+    trace,
+};
 
-/// The connections to a server, oldest first, and the calls that wait for a stream, in order.
+/// The connections to a server, and the calls that wait for a stream, in order.
 #[derive(Debug)]
 pub(crate) struct Pool {
     connector: Arc<Connector>,
@@ -29,17 +38,21 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    members: Vec<Member>,
+    members: Members,
     waiting: Queue,
     opener: Opener,
-    /// Ends the opener's task when the pool is dropped.
+    /// Counts the opener's tasks, so that one that was given up has no say any more.
+    openings: u64,
+    /// Ends the opener's task when it is dropped.
     closing: Option<oneshot::Sender<Infallible>>,
-    /// How many connections failed since a call was answered last.
+    /// How many connections failed since one was good, while there is no other.
     failures: u32,
     /// How much longer than set the time before a ping is, for a server that wants fewer.
     patience: u32,
-    /// Where connections are opened: the runtime of who came last to have one opened.
+    /// Where a connection is opened that no call waits for: the runtime of who came last to have one.
     runtime: Option<Handle>,
+    /// The call on whose runtime the opener's task is.
+    opening_for: Option<Turn>,
 }
 
 impl Pool {
@@ -55,19 +68,21 @@ impl Pool {
         self.lock().members.len()
     }
 
-    /// How many streams there can be: those of the connections there are, and of those that may be
-    /// opened, which are taken to allow as many as the meanest of them.
+    /// How many streams there are; before the first connection, how many there are at least.
+    ///
+    /// Connections that may be opened do not count: the server may not take them.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.lock();
-        let limits = || state.members.iter().map(|member| member.connection.limit());
-        let more = self.limits.connections.saturating_sub(state.members.len());
-        let more = more.saturating_mul(limits().min().unwrap_or(1));
-        limits().fold(more, usize::saturating_add)
+        match state.members.is_empty() {
+            true => self.limits.connections,
+            false => state.members.streams(),
+        }
     }
 
     /// Opens a connection, whether or not a call needs it.
     pub(crate) async fn open_one(self: &Arc<Self>) -> Result<(), Status> {
         let runtime = runtime("a connection")?;
+        timers("a connection", || drop(sleep(Duration::ZERO)))?;
         let opened = self.connector.connect().await?;
         self.lock().runtime = Some(runtime);
         self.add(opened);
@@ -77,11 +92,15 @@ impl Pool {
     /// Takes a stream for a call, or waits for one.
     ///
     /// The future may be dropped at any time: the place is free, or goes to the next in order.
-    pub(crate) async fn stream(self: &Arc<Self>, turn: &mut Turn) -> Result<Granted, Status> {
+    pub(crate) async fn stream(
+        self: &Arc<Self>,
+        turn: &mut Turn,
+        deadline: Option<Instant>,
+    ) -> Result<Granted, Status> {
         let (mut receiver, _place) = {
             let mut state = self.lock();
             if state.waiting.comes_first(turn)
-                && let Some(granted) = state.grant(self)
+                && let Some(granted) = state.members.grant(self)
             {
                 return Ok(granted);
             }
@@ -90,9 +109,20 @@ impl Pool {
             {
                 return Err(failure.clone());
             }
-            state.runtime = Some(runtime("a call that has to connect")?);
-            let receiver = state.waiting.join(turn);
-            (receiver, Place { pool: self, turn })
+            let runtime = runtime("a call that has to connect")?;
+            timers("a call that has to connect", || drop(sleep(Duration::ZERO)))?;
+            let receiver = state.waiting.join(turn, runtime.clone());
+            state.runtime = Some(runtime);
+            let banned = state.members.banned();
+            let banned =
+                banned.map(|connection| (connection.clone(), connection.traffic().reads()));
+            let place = Place {
+                pool: self,
+                turn,
+                deadline,
+                banned,
+            };
+            (receiver, place)
         };
         self.serve();
         match (&mut receiver).await {
@@ -110,14 +140,13 @@ impl Pool {
             if state.waiting.is_empty() {
                 return;
             }
-            let Some(granted) = state.grant(self) else {
+            let Some(granted) = state.members.grant(self) else {
                 return self.open_another(state);
             };
             let next = state.waiting.pop();
             drop(state);
             if let Some(waiting) = next {
-                // A call that is gone gives it back with this.
-                drop(waiting.send(Ok(granted)));
+                waiting.end(Ok(granted));
             }
         }
     }
@@ -132,8 +161,8 @@ impl Pool {
             }
             Opener::Idle => {
                 // A server that allows no streams just now means the client, not the connection.
-                let banned = state.members.iter().any(|m| m.connection.limit() == 0);
-                if state.members.len() < self.limits.connections && !banned {
+                let more = state.members.len() < self.limits.connections;
+                if more && state.members.banned().is_none() {
                     self.start(state, Opener::Connecting, Duration::ZERO);
                 }
             }
@@ -141,15 +170,23 @@ impl Pool {
     }
 
     fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>, opener: Opener, rest: Duration) {
-        let Some(runtime) = state.runtime.clone() else {
-            return; // cannot be: who waits, or has had a connection opened, has set it
+        let (turn, runtime) = match state.waiting.first() {
+            Some((turn, runtime)) => (Some(turn), Some(runtime)),
+            None => (None, state.runtime.clone()),
+        };
+        let Some(runtime) = runtime else {
+            return; // cannot be: who has had a connection opened has set it
         };
         state.opener = opener;
+        state.opening_for = turn;
+        state.openings += 1;
+        let number = state.openings;
         let (closing, closed) = oneshot::channel();
-        state.closing = Some(closing);
+        let before = state.closing.replace(closing);
         // A runtime that has ended drops the task at once, and that takes the lock.
         drop(state);
-        let opening = Opening::new(Arc::downgrade(self), self.connector.clone());
+        drop(before);
+        let opening = Opening::new(Arc::downgrade(self), self.connector.clone(), number);
         runtime.spawn(opening.run(rest, closed));
     }
 
@@ -162,7 +199,7 @@ impl Pool {
         let (member, driver) = Driver::new(opened, authority, limits, Arc::downgrade(self));
         {
             let mut state = self.lock();
-            state.members.push(member);
+            state.members.add(member);
             state.opener = Opener::Idle;
         }
         tokio::spawn(driver);
@@ -171,7 +208,7 @@ impl Pool {
 
     /// Notes that a connection takes no more calls. Those on it may end.
     pub(crate) fn retire(self: &Arc<Self>, connection: &Connection) {
-        let member = self.lock().remove(connection);
+        let member = self.lock().members.remove(connection);
         drop(member);
         self.serve();
     }
@@ -187,7 +224,7 @@ impl Pool {
     pub(crate) fn dismiss(&self, connection: &Connection) {
         let mut state = self.lock();
         if state.members.len() > 1 && connection.calls() == 0 {
-            let member = state.remove(connection);
+            let member = state.members.remove(connection);
             drop(state);
             drop(member);
         }
@@ -197,7 +234,14 @@ impl Pool {
     pub(crate) fn ended(self: &Arc<Self>, connection: &Connection) {
         trace::disconnected(self.connector.authority());
         let mut state = self.lock();
-        let member = state.remove(connection);
+        let member = state.members.remove(connection);
+        if connection.has_answered() && state.members.is_empty() {
+            state.failures = 0;
+            // The rest was for connections beside this one: now there is need of one.
+            if matches!(state.opener, Opener::Resting(_)) {
+                state.opener = Opener::Idle;
+            }
+        }
         if connection.was_useless() {
             state.failures += 1;
             // One may just have come at the end of its time.
@@ -211,9 +255,6 @@ impl Pool {
         }
         drop(state);
         drop(member);
-        if connection.is_abandoned() {
-            self.fail_waiting(&connection.abandoned());
-        }
         self.serve();
     }
 
@@ -224,7 +265,7 @@ impl Pool {
             let waiting = state.waiting.take_all();
             drop(state);
             for waiting in waiting {
-                let _ = waiting.send(Err(status.clone()));
+                waiting.end(Err(status.clone()));
             }
         }
     }
@@ -242,15 +283,34 @@ impl Pool {
     }
 
     /// Notes that the next attempt may be made, and makes it if a call waits.
-    pub(crate) fn rested(self: &Arc<Self>) {
-        self.lock().opener = Opener::Idle;
+    pub(crate) fn rested(self: &Arc<Self>, opening: u64) {
+        let mut state = self.lock();
+        if state.openings == opening {
+            state.opener = Opener::Idle;
+        }
+        drop(state);
         self.serve();
     }
 
-    /// Notes that the task which connected is gone.
-    pub(crate) fn abandoned(&self, failure: &Status) {
-        self.lock().opener = Opener::Idle;
-        self.fail_waiting(failure);
+    /// Notes that the task which connected is gone with its runtime. So is the call that it was
+    /// for; others may be on runtimes that live.
+    pub(crate) fn abandoned(self: &Arc<Self>, opening: u64, failure: Status) {
+        let mut state = self.lock();
+        if state.openings != opening {
+            return;
+        }
+        state.opener = Opener::Idle;
+        let turn = state.opening_for.take();
+        let gone = turn.and_then(|turn| state.waiting.leave(&turn));
+        drop(state);
+        if let Some(waiting) = gone {
+            waiting.end(Err(failure));
+        }
+        self.serve();
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.lock().waiting.is_empty()
     }
 
     pub(crate) fn returned(self: &Arc<Self>, connection: &Connection) {
@@ -272,36 +332,21 @@ impl Pool {
     }
 }
 
-impl State {
-    /// Takes a stream of the oldest connection that has one; of a suspect only if no other has.
-    fn grant(&self, pool: &Arc<Pool>) -> Option<Granted> {
-        let free = |member: &&Member| member.connection.calls() < member.connection.limit();
-        let mut members = self.members.iter().filter(free);
-        let sound = members
-            .clone()
-            .find(|member| !member.connection.is_suspect());
-        let member = sound.or_else(|| members.next())?;
-        member.connection.take_stream();
-        let lease = Lease::new(member.connection.clone(), pool.clone());
-        Some((lease, member.sender.clone()))
-    }
-
-    fn remove(&mut self, connection: &Connection) -> Option<Member> {
-        let same = |member: &Member| std::ptr::eq(&*member.connection, connection);
-        let index = self.members.iter().position(same)?;
-        Some(self.members.remove(index))
-    }
-}
-
 /// Takes a call out of the queue when it does not wait any more.
 struct Place<'a> {
     pool: &'a Pool,
     turn: &'a Turn,
+    deadline: Option<Instant>,
+    /// Where it would have gone if the server allowed streams, and the traffic's reads by then.
+    banned: Option<(Arc<Connection>, usize)>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let left = self.pool.lock().waiting.leave(self.turn);
-        drop(left);
+        let late = left.is_some() && self.deadline.is_some_and(|at| Instant::now() >= at);
+        if let Some((connection, reads)) = self.banned.as_ref().filter(|_| late) {
+            connection.suspect(*reads);
+        }
     }
 }

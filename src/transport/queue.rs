@@ -2,13 +2,24 @@
 
 use std::{collections::BTreeMap, mem};
 
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use tonic::Status;
 
 use super::lease::Granted;
 
-/// Where a call waits.
-pub(crate) type Waiting = oneshot::Sender<Result<Granted, Status>>;
+/// A call that waits, as the pool sees it.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    sender: oneshot::Sender<Result<Granted, Status>>,
+    runtime: Handle,
+}
+
+impl Waiting {
+    /// Ends the waiting. A call that is gone gives back what it is granted.
+    pub(crate) fn end(self, result: Result<Granted, Status>) {
+        drop(self.sender.send(result));
+    }
+}
 
 /// The calls that wait, by their turns.
 #[derive(Debug, Default)]
@@ -39,14 +50,24 @@ impl Queue {
     }
 
     /// Lets a call wait: at the end, or where it has waited before.
-    pub(crate) fn join(&mut self, turn: &mut Turn) -> oneshot::Receiver<Result<Granted, Status>> {
+    pub(crate) fn join(
+        &mut self,
+        turn: &mut Turn,
+        runtime: Handle,
+    ) -> oneshot::Receiver<Result<Granted, Status>> {
         let turn = *turn.0.get_or_insert_with(|| {
             self.turns += 1;
             self.turns
         });
         let (sender, receiver) = oneshot::channel();
-        self.waiting.insert(turn, sender);
+        self.waiting.insert(turn, Waiting { sender, runtime });
         receiver
+    }
+
+    /// The call whose turn it is, and its runtime.
+    pub(crate) fn first(&self) -> Option<(Turn, Handle)> {
+        let (turn, waiting) = self.waiting.first_key_value()?;
+        Some((Turn(Some(*turn)), waiting.runtime.clone()))
     }
 
     /// Takes out a call that does not wait any more.

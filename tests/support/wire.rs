@@ -98,7 +98,7 @@ pub(crate) struct Peer<T = TcpStream> {
     pub(crate) io: T,
     /// What was read and is no whole frame yet.
     buffer: BytesMut,
-    /// Whether pings are answered.
+    /// Whether pings and settings are acknowledged.
     pub(crate) pongs: bool,
     /// Pings that came.
     pub(crate) pings: usize,
@@ -170,7 +170,7 @@ impl<T: Io> Peer<T> {
         })
     }
 
-    /// Reads the next frame. Settings and pings are acknowledged, and not returned. It may be
+    /// Reads the next frame. Settings and pings are not returned, but acknowledged. It may be
     /// dropped and called again.
     pub(crate) async fn next(&mut self) -> io::Result<Frame> {
         loop {
@@ -181,7 +181,7 @@ impl<T: Io> Peer<T> {
                 continue;
             };
             match (frame.kind, frame.flags & ACK) {
-                (SETTINGS, 0) => self.frame(SETTINGS, ACK, 0, &[]).await?,
+                (SETTINGS, 0) if self.pongs => self.frame(SETTINGS, ACK, 0, &[]).await?,
                 (SETTINGS, _) => {}
                 (PING, 0) => {
                     self.pings += 1;
