@@ -1,51 +1,22 @@
 //! The task that drives a connection.
 
 use std::{
-    convert::Infallible,
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{Reason, client::SendRequest};
 use http::uri::Authority;
-use tokio::sync::oneshot;
 
 use super::{
     connect::{Http2, Opened, WINDOW},
     connection::{Connection, End},
-    pool::Pool,
+    members::Member,
+    pool::{Limits, Pool},
     watch::watch,
 };
-
-/// How many connections there may be, and how long they are kept.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) connections: usize,
-    /// How long nothing comes on a connection with calls before it is pinged.
-    pub(crate) keepalive: Duration,
-    /// How long the answer to that ping may take.
-    pub(crate) keepalive_timeout: Duration,
-    /// How long a connection beside others is kept without calls.
-    pub(crate) idle: Duration,
-}
-
-/// A connection as the pool holds it. Once dropped, it ends with the last call on it.
-#[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) connection: Arc<Connection>,
-    pub(crate) sender: SendRequest<Bytes>,
-    /// Wakes the driver when it is dropped.
-    _retired: oneshot::Sender<Infallible>,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.connection.retire();
-    }
-}
 
 /// The future that drives a connection until it ends.
 pub(crate) struct Driver {
@@ -72,7 +43,8 @@ impl Driver {
         } = opened;
         let limit = http2.max_concurrent_send_streams();
         let connection = Arc::new(Connection::new(authority, traffic, limit));
-        let (member, retired) = oneshot::channel();
+        let probe = Some(sender.clone());
+        let (member, retired) = Member::new(connection.clone(), sender);
         let watch = watch(
             connection.clone(),
             http2.ping_pong(),
@@ -82,15 +54,10 @@ impl Driver {
         );
         let driver = Self {
             http2,
-            connection: connection.clone(),
+            connection,
             pool,
             watch: Box::pin(watch),
-            probe: Some(sender.clone()),
-        };
-        let member = Member {
-            connection,
-            sender,
-            _retired: member,
+            probe,
         };
         (member, driver)
     }

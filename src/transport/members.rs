@@ -1,13 +1,12 @@
 //! The connections of a pool, and which of them takes a call.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
-use super::{
-    connection::Connection,
-    driver::Member,
-    lease::{Granted, Lease},
-    pool::Pool,
-};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::sync::oneshot;
+
+use super::connection::Connection;
 
 /// The connections that take calls, the oldest first.
 #[derive(Debug, Default)]
@@ -27,7 +26,7 @@ impl Members {
     }
 
     /// Takes a stream of the oldest connection that has one; of a suspect only if no other has.
-    pub(crate) fn grant(&self, pool: &Arc<Pool>) -> Option<Granted> {
+    pub(crate) fn take_stream(&self) -> Option<&Member> {
         let free = |member: &&Member| member.connection.calls() < member.connection.limit();
         let mut members = self.0.iter().filter(free);
         let sound = members
@@ -35,8 +34,7 @@ impl Members {
             .find(|member| !member.connection.is_suspect());
         let member = sound.or_else(|| members.next())?;
         member.connection.take_stream();
-        let lease = Lease::new(member.connection.clone(), pool.clone());
-        Some((lease, member.sender.clone()))
+        Some(member)
     }
 
     /// The oldest connection, if the server says on all of them that it allows no streams just now.
@@ -57,5 +55,36 @@ impl Members {
         let same = |member: &Member| std::ptr::eq(&*member.connection, connection);
         let index = self.0.iter().position(same)?;
         Some(self.0.remove(index))
+    }
+}
+
+/// A connection as the pool holds it. Once dropped, it ends with the last call on it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) sender: SendRequest<Bytes>,
+    /// Wakes the driver when it is dropped.
+    _retired: oneshot::Sender<Infallible>,
+}
+
+impl Member {
+    /// Makes one, and what ends with it.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        sender: SendRequest<Bytes>,
+    ) -> (Self, oneshot::Receiver<Infallible>) {
+        let (ending, retired) = oneshot::channel();
+        let member = Self {
+            connection,
+            sender,
+            _retired: ending,
+        };
+        (member, retired)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.connection.retire();
     }
 }

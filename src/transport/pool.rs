@@ -16,8 +16,8 @@ use tonic::{Code, Status};
 use super::{
     connect::{Connector, Opened},
     connection::Connection,
-    driver::{Driver, Limits},
-    lease::Granted,
+    driver::Driver,
+    lease::{Granted, Lease},
     members::Members,
     opening::{Opener, Opening, rest},
     queue::{Queue, Turn},
@@ -27,6 +27,18 @@ use crate::{
     task::{runtime, timers},
     trace,
 };
+
+/// How many connections there may be, and how long they are kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections: usize,
+    /// How long nothing comes on a connection with calls before it is pinged.
+    pub(crate) keepalive: Duration,
+    /// How long the answer to that ping may take.
+    pub(crate) keepalive_timeout: Duration,
+    /// How long a connection beside others is kept without calls.
+    pub(crate) idle: Duration,
+}
 
 /// The connections to a server, and the calls that wait for a stream, in order.
 #[derive(Debug)]
@@ -100,7 +112,7 @@ impl Pool {
         let (mut receiver, _place) = {
             let mut state = self.lock();
             if state.waiting.comes_first(turn)
-                && let Some(granted) = state.members.grant(self)
+                && let Some(granted) = self.grant(&state)
             {
                 return Ok(granted);
             }
@@ -140,7 +152,7 @@ impl Pool {
             if state.waiting.is_empty() {
                 return;
             }
-            let Some(granted) = state.members.grant(self) else {
+            let Some(granted) = self.grant(&state) else {
                 return self.open_another(state);
             };
             let next = state.waiting.pop();
@@ -311,6 +323,12 @@ impl Pool {
 
     pub(crate) fn has_waiting(&self) -> bool {
         !self.lock().waiting.is_empty()
+    }
+
+    fn grant(self: &Arc<Self>, state: &State) -> Option<Granted> {
+        let member = state.members.take_stream()?;
+        let lease = Lease::new(member.connection.clone(), self.clone());
+        Some((lease, member.sender.clone()))
     }
 
     pub(crate) fn returned(self: &Arc<Self>, connection: &Connection) {

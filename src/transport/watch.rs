@@ -17,8 +17,7 @@ use tokio::{
 
 use super::{
     connection::{Connection, End},
-    driver::Limits,
-    pool::Pool,
+    pool::{Limits, Pool},
 };
 
 /// How long a suspect has to answer.

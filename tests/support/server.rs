@@ -88,6 +88,12 @@ impl Seen {
         self.resets.load(Ordering::SeqCst)
     }
 
+    /// Calls that are neither answered nor reset, or fewer.
+    pub(crate) fn in_flight(&self) -> usize {
+        let calls = self.calls();
+        calls.saturating_sub(self.answers.load(Ordering::SeqCst) + self.resets())
+    }
+
     /// A header of each call.
     pub(crate) fn header(&self, name: &str) -> Vec<Option<String>> {
         let heads = self.heads.lock().expect("no panic");
@@ -167,6 +173,8 @@ async fn connection(
     mut drained: watch::Receiver<u64>,
 ) -> Result<(), h2::Error> {
     let mut builder = server::Builder::new();
+    // Calls that are dropped by the hundred are no attack here.
+    builder.max_pending_accept_reset_streams(10_000);
     if let Some(streams) = habits.streams {
         builder.max_concurrent_streams(streams);
     }
