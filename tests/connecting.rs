@@ -243,7 +243,7 @@ async fn failures_beside_a_good_connection_are_forgotten_with_it() {
     }
     // After six failures the rest would be seconds.
     assert!(
-        begin.elapsed() < Duration::from_millis(500),
+        begin.elapsed() < Duration::from_secs(1),
         "{:?}",
         begin.elapsed()
     );

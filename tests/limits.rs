@@ -146,18 +146,18 @@ async fn a_waiting_call_fails_at_its_deadline_and_the_others_go_on() {
         let mut peer = Peer::accept_with(io, 1).await?;
         loop {
             let stream = peer.call().await?;
-            sleep(Duration::from_millis(40)).await;
+            sleep(Duration::from_millis(200)).await;
             peer.answer(stream).await?;
         }
     });
     let client = client(&listener, 1);
     client.cancel_operation(NAME).await.expect("an answer");
-    let hurried = client.clone().with_timeout(Duration::from_millis(100));
+    let hurried = client.clone().with_timeout(Duration::from_millis(500));
     let calls = calls(&hurried, 50);
     let begin = Instant::now();
     let results = calls.join_all().await;
     assert!(
-        begin.elapsed() < Duration::from_millis(300),
+        begin.elapsed() < Duration::from_millis(1_500),
         "{:?}",
         begin.elapsed()
     );

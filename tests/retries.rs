@@ -156,7 +156,7 @@ async fn a_delay_that_the_server_asks_for_is_kept() {
         .await
         .expect("the second");
     let took = begin.elapsed();
-    assert!((300..700).contains(&took.as_millis()), "{took:?}");
+    assert!((300..2_000).contains(&took.as_millis()), "{took:?}");
 
     let server = Failing::start([14], retry_after(Duration::from_secs(60)));
     let begin = Instant::now();
@@ -165,7 +165,7 @@ async fn a_delay_that_the_server_asks_for_is_kept() {
         status.expect_err("later than its deadline").code(),
         Code::Unavailable
     );
-    assert!(begin.elapsed() < Duration::from_millis(500));
+    assert!(begin.elapsed() < Duration::from_secs(2));
     assert_eq!(server.calls(), 1);
 }
 
@@ -180,7 +180,7 @@ async fn all_attempts_share_one_deadline() {
     let status = client.cancel_operation(NAME).await.expect_err("it fails");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(
-        begin.elapsed() < Duration::from_millis(600),
+        begin.elapsed() < Duration::from_millis(1_500),
         "{:?}",
         begin.elapsed()
     );
