@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::{
     HeaderMap, HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
@@ -183,7 +183,12 @@ impl Shared {
                 last.add_to(head.headers_mut())?;
             }
             lease.begins(deadline);
-            match exchange(lease, sender, head.clone(), body.clone()).await {
+            let written = lease.connection().traffic().writes();
+            let answer = match send(lease, sender, head.clone(), body.clone()) {
+                Ok(sent) => answer(sent, written).await,
+                Err(failure) => Err(failure),
+            };
+            match answer {
                 Ok(response) => return Ok(response),
                 Err(Failure::Unopened(_)) if late < LATE => late += 1,
                 Err(Failure::Unprocessed(_)) if resends < RESENDS => resends += 1,
@@ -220,28 +225,36 @@ enum Failure {
     Final(Status),
 }
 
-/// Sends a request and its whole body, and waits for the head of the response.
-async fn exchange(
-    mut lease: Lease,
+/// A call whose head is sent: the response to come, and how it went to send the body.
+type Sent = (Lease, ResponseFuture, Result<(), h2::Error>);
+
+/// Sends a request and its whole body.
+fn send(
+    lease: Lease,
     mut sender: SendRequest<Bytes>,
     head: Request<()>,
     body: Bytes,
-) -> Result<Response<ResponseBody>, Failure> {
-    let written = lease.connection().traffic().writes();
-    let (mut response, mut request) = match sender.send_request(head, false) {
-        Ok(stream) => stream,
-        Err(error) => {
-            let mut cx = Context::from_waker(Waker::noop());
-            if let Poll::Ready(Err(_)) = sender.poll_ready(&mut cx) {
-                lease.retire();
-                return Err(Failure::Unopened(lease.failed(error)));
-            }
-            return Err(Failure::Final(refused(error)));
+) -> Result<Sent, Failure> {
+    let error = match sender.send_request(head, false) {
+        Ok((response, mut request)) => {
+            let sent = request.send_data(body, true);
+            return Ok((lease, response, sent));
         }
+        Err(error) => error,
     };
-    drop(sender);
-    let sent = request.send_data(body, true);
-    drop(request);
+    let mut cx = Context::from_waker(Waker::noop());
+    if let Poll::Ready(Err(_)) = sender.poll_ready(&mut cx) {
+        lease.retire();
+        return Err(Failure::Unopened(lease.failed(error)));
+    }
+    Err(Failure::Final(refused(error)))
+}
+
+/// Waits for the head of the response.
+async fn answer(
+    (mut lease, mut response, sent): Sent,
+    written: usize,
+) -> Result<Response<ResponseBody>, Failure> {
     let response = match sent {
         Ok(()) => response.await,
         Err(error) => {
