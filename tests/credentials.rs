@@ -180,7 +180,7 @@ async fn a_call_without_a_token_tells_why_when_its_time_is_up() {
     );
     assert_eq!(
         status.message(),
-        "credentials: the first token did not come before the call's deadline"
+        "credentials: no token came before the call's deadline"
     );
     assert_eq!(emulator.calls().len(), 0);
 }
@@ -261,6 +261,34 @@ async fn a_callers_own_authorization_stays() {
         header(&emulator.calls()[0], "authorization"),
         "Bearer tenant"
     );
+}
+
+#[tokio::test]
+async fn an_attempt_after_the_first_waits_for_a_token_that_ended_meanwhile() {
+    /// Tokens that end before the next can be fetched.
+    struct Brief(Counting);
+    #[tonic::async_trait]
+    impl CallCredentials for Brief {
+        async fn token(&self) -> Result<Token, Status> {
+            let end = std::time::Instant::now() + Duration::from_millis(300);
+            Ok(self.0.token().await?.expires_at(end))
+        }
+    }
+    let emulator = emulator().await;
+    emulator.fail_next(None, 1, Status::unavailable("later"));
+    let brief = Credentials::custom(Brief(Counting::default()));
+    let builder = OperationsClient::builder(emulator.endpoint()).credentials(brief);
+    let client = builder.connect().await.expect("it is there");
+    client
+        .get_operation(NAME)
+        .await
+        .expect("the second attempt");
+    let shown = emulator.calls();
+    let shown: Vec<_> = shown
+        .iter()
+        .map(|call| header(call, "authorization"))
+        .collect();
+    assert_eq!(shown, ["Bearer t1", "Bearer t2"]);
 }
 
 #[tokio::test]

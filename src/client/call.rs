@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, header::AUTHORIZATION};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tonic::{Code, Request, Status};
 
 use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
@@ -25,21 +25,14 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
         let call = Call::new(request, routing);
-        let auth = self.auth_of(&call);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            if auth.is_some() || self.settings.retry.is_some() {
+            if self.auth_of(&call).is_some() || self.settings.retry.is_some() {
                 timers("a call with credentials or retries", || {
                     drop(sleep(Duration::ZERO));
                 })?;
             }
-            if let Some(auth) = auth {
-                token(auth, PATIENCE).await?;
-            }
             return self.attempts(&call, None).await;
         };
-        if let Some(auth) = auth {
-            token(auth, deadline.saturating_duration_since(Instant::now())).await?;
-        }
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
@@ -114,6 +107,9 @@ impl<S: Stack> OperationsClient<S> {
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
         let auth = self.auth_of(call);
+        if let Some(auth) = auth {
+            token(auth, deadline).await?;
+        }
         let last = LastHeaders {
             deadline,
             auth: auth.cloned(),
@@ -138,12 +134,13 @@ impl<S: Stack> OperationsClient<S> {
 /// # Errors
 ///
 /// Why there is none: it is more to the point than that the time was up.
-async fn token(auth: &AuthInterceptor, within: Duration) -> Result<(), Status> {
+async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
     if let Some(outcome) = auth.look() {
         return outcome;
     }
-    timeout(within, auth.ready()).await.unwrap_or_else(|_| {
-        let message = "credentials: the first token did not come before the call's deadline";
+    let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+    timeout_at(until, auth.ready()).await.unwrap_or_else(|_| {
+        let message = "credentials: no token came before the call's deadline";
         Err(auth
             .last_failure()
             .unwrap_or_else(|| local(Code::Unavailable, message)))
