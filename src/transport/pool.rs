@@ -55,14 +55,16 @@ impl Pool {
         self.lock().members.len()
     }
 
-    /// How many streams there can be: those of the connections there are, and of those that may be
-    /// opened, which are taken to allow as many as the meanest of them.
+    /// How many streams there are; before the first connection, one for each that may be opened.
+    ///
+    /// Once there are some, no others count: the server may not take them.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.lock();
-        let limits = || state.members.iter().map(|member| member.connection.limit());
-        let more = self.limits.connections.saturating_sub(state.members.len());
-        let more = more.saturating_mul(limits().min().unwrap_or(1));
-        limits().fold(more, usize::saturating_add)
+        if state.members.is_empty() {
+            return self.limits.connections;
+        }
+        let limits = state.members.iter().map(|member| member.connection.limit());
+        limits.fold(0, usize::saturating_add)
     }
 
     /// Opens a connection, whether or not a call needs it.
