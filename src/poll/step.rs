@@ -59,7 +59,7 @@ impl<S: Stack + Sync> Poller<S> {
             pause.saturating_sub(now.saturating_duration_since(since))
         });
         if !rest.is_zero() {
-            runtime("a poller")?;
+            runtime("a call")?;
             let pause = timers("a poller", || sleep(rest.min(left)))?;
             return Task::spawn(async {
                 pause.await;
