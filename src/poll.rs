@@ -32,9 +32,9 @@ use crate::{
 ///
 /// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
 /// [slice of time](PollPolicy::wait) after the other. A server that cannot wait says
-/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation` and the
-/// growing [delays](PollPolicy) between. A 404 of something that is no gRPC server does not count
-/// as that word, though gRPC reads it as `UNIMPLEMENTED` too.
+/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation`, at once and
+/// then with the growing [delays](PollPolicy) between. A 404 of something that is no gRPC server
+/// does not count as that word, though gRPC reads it as `UNIMPLEMENTED` too.
 ///
 /// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
 /// would have followed a Get. So a server that does not really wait sees no more calls than one

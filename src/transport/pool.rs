@@ -55,9 +55,8 @@ impl Pool {
         self.lock().members.len()
     }
 
-    /// How many streams there are; before the first connection, one for each that may be opened.
-    ///
-    /// Once there are some, no others count: the server may not take them.
+    /// How many streams there are, for the server may not take more connections; before the first,
+    /// one for each that may be opened.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.lock();
         if state.members.is_empty() {
