@@ -18,7 +18,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ///
     /// The cancel method is best effort: its success says that the server took the request. So
     /// once it is taken, a [`Poller`] with this policy watches the operation until it is done.
-    /// Nothing is invented: each [`CancelOutcome`] holds what the server said. The policy's [total
+    /// Nothing is invented: each [`CancelOutcome`] holds what was said. The policy's [total
     /// timeout](PollPolicy::total_timeout) covers the cancel call too. Without it, an operation
     /// that ignores the request is watched until it ends by itself.
     ///
@@ -52,7 +52,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ///
     /// A dropped future ends its call and stops watching. The cancel request is not taken back:
     /// the server may have it already, and if it has, the operation goes on to stop. Calling again
-    /// is harmless.
+    /// does no harm, but may meet the refusal of a server that takes one request only, see below.
     ///
     /// # Errors
     ///
@@ -61,8 +61,11 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// - `NOT_FOUND`: the server knows no such operation. If the client retried, the request that
     ///   got lost on the way back may have been taken, and the operation deleted since.
     /// - `UNIMPLEMENTED`: it cannot cancel operations.
-    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it cannot cancel this operation, which is not
-    ///   done. (If it is done, which some servers report in this way, that is the outcome.)
+    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it does not take the request. It may be that
+    ///   the operation cannot be cancelled; or that it is stopping already, for an earlier call or
+    ///   attempt whose answer got lost. One look was made, for some servers say it of what is done,
+    ///   and then that is the outcome: so the operation was not done, or the look failed.
+    ///   [`poller`](Self::poller) tells how it goes on.
     /// - `DEADLINE_EXCEEDED`, `UNAVAILABLE`: there was no answer, and the server may have taken the
     ///   request all the same. Call again, or look with [`poller`](Self::poller).
     pub async fn cancel_and_wait(
@@ -106,7 +109,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
 
 /// What became of an operation whose cancellation was asked for.
 ///
-/// Each variant is what the server said, never a guess. Services that report a cancellation in a
+/// Each variant is what was said, never a guess. Services that report a cancellation in a
 /// way of their own, say within the response, show as what they sent.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -121,8 +124,9 @@ pub enum CancelOutcome {
     DoneWithoutResult(Operation),
     /// The time was up; this is its last state seen since the server took the request.
     StillRunning(Operation),
-    /// The server took the request, and says now that it knows no such operation. Either it has
-    /// forgotten it since, or it takes requests for names that it never knew, as some do.
+    /// The server took the request, and a look ended in `NOT_FOUND`, whoever said it. Unless a
+    /// layer of one's own did, the server has forgotten the operation since, or takes requests for
+    /// names that it never knew, as some do.
     Gone,
     /// The server took the request, but to look at the operation failed for good, or brought no
     /// answer before the time was up: how it is or how it ended is not known.

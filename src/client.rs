@@ -58,6 +58,7 @@ struct Settings {
     retry: Option<Retry>,
     max_decoding_message_size: Option<usize>,
     max_encoding_message_size: Option<usize>,
+    max_waits: Option<usize>,
 }
 
 /// How long calls may take.
@@ -111,7 +112,8 @@ impl<S> OperationsClient<S> {
     ///
     /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
     /// retries are the stack's own, unless asked for here; the timeout that a request carries is
-    /// always kept.
+    /// always kept, and pollers and lists bound their calls by themselves. Over a stack of few
+    /// streams, [`with_max_waits`](Self::with_max_waits) keeps pollers from taking them all.
     pub fn new(stack: S) -> Self {
         Self {
             stack,
@@ -127,15 +129,6 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub const fn with_timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout.set = Some(timeout);
-        self
-    }
-
-    /// Sets how many calls the stack can carry at once, as far as it knows at the time.
-    pub(crate) fn with_capacity(
-        mut self,
-        capacity: impl Fn() -> usize + Send + Sync + 'static,
-    ) -> Self {
-        self.waits = Arc::new(Waits::of(capacity));
         self
     }
 

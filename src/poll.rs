@@ -4,24 +4,16 @@ mod failure;
 mod look;
 mod policy;
 mod states;
+mod step;
 
-use std::{
-    fmt,
-    future::poll_fn,
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{fmt, future::poll_fn, time::Duration};
 
 use tokio::time::Instant;
 use tonic::{IntoRequest, Status};
 
+use self::look::Seen;
 pub(crate) use self::look::Target;
 pub use self::policy::PollPolicy;
-use self::{
-    failure::{cannot_wait, is_transient, time_is_up, was_cut_off},
-    look::{Look, Seen},
-};
 use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
@@ -40,38 +32,59 @@ use crate::{
 ///
 /// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
 /// [slice of time](PollPolicy::wait) after the other. A server that cannot wait says
-/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation` and the
-/// growing [delays](PollPolicy) between. A 404 of something that is no gRPC server does not count
-/// as that word, though gRPC reads it as `UNIMPLEMENTED` too: it ends the poll.
+/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation`, at once and
+/// then with the growing [delays](PollPolicy) between. A 404 of something that is no gRPC server
+/// does not count as that word, though gRPC reads it as `UNIMPLEMENTED` too.
 ///
 /// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
 /// that cannot.
 ///
 /// A Wait takes one of the streams of a connection, of which servers allow few. So a client and its
-/// clones have at most 50 of them under way, and further pollers look with Get meanwhile.
+/// clones have no more than [so many](OperationsClient::with_max_waits) of them under way, and
+/// further pollers look with Get meanwhile.
+///
+/// Every look has a deadline: a Wait its slice and 10 s for the answer, a Get what its request or
+/// the client has for a timeout, else 10 s; and none has more than is left of the [total
+/// timeout](PollPolicy::total_timeout). A Wait leaves some of that for a Get.
 ///
 /// # Failures
 ///
 /// A look that fails says nothing of the operation. These failures are ridden on, with the same
-/// growing delays, or longer ones where the server asks for them by
-/// [`RetryInfo`](crate::proto::rpc::RetryInfo):
+/// growing delays:
 ///
-/// - `UNAVAILABLE` and `DEADLINE_EXCEEDED`, whoever said it.
-/// - `RESOURCE_EXHAUSTED`, unless it is this client's own, for an answer that is too large. The
-///   quota will have room again, and the operation goes on in the meantime.
-/// - A Wait that ended without a word of the server, say because a proxy cuts off calls that hang.
+/// - `UNAVAILABLE` and `DEADLINE_EXCEEDED`, whether or not it is the server's word.
+/// - `RESOURCE_EXHAUSTED`, unless it was decided here: for an answer that is too large, by a layer
+///   that sheds load, or by a server in this very process. The server's quota will have room again,
+///   and the operation goes on in the meantime.
+/// - `CANCELLED` without the server's word: a proxy or peer has reset the call.
 ///
-/// A Wait that failed is followed by a Get, for it may be Wait alone that fails. Any other failure
-/// ends the poll with the server's status unchanged. Without a [total
-/// timeout](PollPolicy::total_timeout) a server that cannot be reached is asked for ever.
+/// It may be Wait alone that fails: a service may let one look and not wait, a proxy cut off calls
+/// that hang. So a Wait that failed in any way is followed by a Get, except for `NOT_FOUND`, and
+/// for what was decided here and will not pass, such as a name that cannot be meant. The Get comes
+/// after a part of the initial delay, chosen at random for those whose Waits were cut off at the
+/// same time, or after the rest of the growing delay where the failure is one of those above; but
+/// before a quarter is over of what is left of the total timeout.
+///
+/// A longer pause that the server asks for by [`RetryInfo`](crate::proto::rpc::RetryInfo) is kept,
+/// up to an hour, and made longer by up to 20 % at random. Any other failure ends the poll with its
+/// status unchanged. Without a total timeout a server that cannot be reached is asked for ever.
 ///
 /// # Dropping
 ///
 /// A call in flight belongs to the poller, not to the future or stream item that waits for it.
 /// Dropped by a timeout or `select!`, these lose nothing: the poller goes on from where it was,
-/// with the same call. That call runs as a task, and so ends in time though nobody polls the
-/// poller. Dropping the poller ends the task and the call. It never stops the operation.
+/// with the same call or the rest of the same pause. While nobody polls the poller, no call begins.
+/// Dropping the poller ends its call. It never stops the operation.
+///
+/// # Tasks and runtimes
+///
+/// A call runs as a task of the runtime that the poller was polled in when it began, and so does a
+/// pause: while that runtime runs, the call ends by its deadline though nobody polls the poller,
+/// and while it stands still, so does the poller. Once it has ended, the poller looks again in the
+/// runtime that polls. The task is in the caller's `tracing` span, but task-locals do not reach it.
+///
+/// A panic of one's own stack goes on in who polls. Polled again, the poller looks again.
 ///
 /// # Example
 ///
@@ -104,7 +117,8 @@ pub struct Poller<S = Transport> {
     policy: PollPolicy,
     /// When the first look began.
     begun: Option<Instant>,
-    look: Option<Task<Option<Seen>>>,
+    /// A look, or the pause before it, which brings nothing.
+    step: Option<Task<Option<Seen>>>,
     /// How many looks have ended.
     looks: u32,
     /// The next look comes so long after an instant.
@@ -154,7 +168,7 @@ impl<S: Stack + Sync> Poller<S> {
             target,
             policy: PollPolicy::default(),
             begun: None,
-            look: None,
+            step: None,
             looks: 0,
             due: None,
             wait_failed: false,
@@ -173,9 +187,15 @@ impl<S: Stack + Sync> Poller<S> {
     }
 
     /// Sets how often to look, and how long. Default is [`PollPolicy::default`].
+    ///
+    /// A look that is under way is given up for one by this policy.
     #[must_use]
     pub fn policy(self, policy: PollPolicy) -> Self {
-        Self { policy, ..self }
+        Self {
+            policy,
+            step: None,
+            ..self
+        }
     }
 
     /// Returns the name of the operation.
@@ -197,9 +217,10 @@ impl<S: Stack + Sync> Poller<S> {
     ///
     /// - `DEADLINE_EXCEEDED`: the [total timeout](PollPolicy::total_timeout) is over. What was seen
     ///   last is in [`latest`](Self::latest), and the operation goes on.
-    /// - `FAILED_PRECONDITION`: outside a tokio runtime.
-    /// - The server's own, if they are [none to ride on](Self#failures), among them `NOT_FOUND`: it
-    ///   knows no such operation, or has forgotten it.
+    /// - `FAILED_PRECONDITION`: outside a tokio runtime, or in one without timers.
+    /// - `UNAVAILABLE`: the runtime ended in the meantime.
+    /// - Those of a look, if they are [none to ride on](Self#failures), among them `NOT_FOUND`: the
+    ///   server knows no such operation, or has forgotten it.
     pub async fn until_done(&mut self) -> Result<Operation, Status> {
         loop {
             let state = poll_fn(|cx| self.poll_state(cx, false)).await?;
@@ -208,85 +229,9 @@ impl<S: Stack + Sync> Poller<S> {
             }
         }
     }
-
-    /// The next state of the operation; once it is done, that one again.
-    fn poll_state(
-        &mut self,
-        cx: &mut Context<'_>,
-        watched: bool,
-    ) -> Poll<Result<Operation, Status>> {
-        if let Some(done) = self.latest.as_ref().filter(|latest| latest.done) {
-            return Poll::Ready(Ok(done.clone()));
-        }
-        loop {
-            let look = match &mut self.look {
-                Some(look) => look,
-                None => {
-                    let look = self.next_look(watched);
-                    self.look.insert(Task::spawn(look.run())?)
-                }
-            };
-            let seen = ready!(Pin::new(look).poll(cx));
-            self.look = None;
-            let Some(seen) = seen? else {
-                let limit = self.policy.limit().unwrap_or_default();
-                return Poll::Ready(Err(time_is_up(self.name(), limit, self.failure.clone())));
-            };
-            if let Some(state) = self.note(seen)? {
-                return Poll::Ready(Ok(state));
-            }
-        }
-    }
-
-    fn next_look(&mut self, watched: bool) -> Look<S> {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
-        let slice = self.policy.slice();
-        Look {
-            client: self.client.clone(),
-            target: self.target.clone(),
-            due: self.due,
-            delay: self.policy.backoff().delay(self.looks, fastrand::f64()),
-            slice: slice.filter(|_| !self.wait_failed),
-            watched,
-            // An end so far off that no clock reaches it is no limit.
-            limit: self
-                .policy
-                .limit()
-                .and_then(|limit| begun.checked_add(limit)),
-            least: self.policy.backoff().initial,
-        }
-    }
-
-    /// Takes note of what a look brought: a state, nothing yet, or the end of the poll.
-    fn note(&mut self, seen: Seen) -> Result<Option<Operation>, Status> {
-        let Seen {
-            result,
-            by_wait,
-            next,
-        } = seen;
-        if by_wait && result.as_ref().is_err_and(cannot_wait) {
-            self.client.remember_that_it_cannot_wait();
-            return Ok(None);
-        }
-        self.looks = self.looks.saturating_add(1);
-        self.due = Some(next);
-        self.wait_failed = by_wait && result.is_err();
-        match result {
-            Ok(state) => {
-                self.failure = None;
-                self.latest = Some(state.clone());
-                Ok(Some(state))
-            }
-            Err(status) if is_transient(&status) || by_wait && was_cut_off(&status) => {
-                self.failure = Some(status);
-                Ok(None)
-            }
-            Err(status) => Err(status),
-        }
-    }
 }
 
-// Nothing in it is pinned in place: the look is in a box.
+// Nothing in it is pinned in place: the step is a task.
 impl<S> Unpin for Poller<S> {}
 
 impl<S> fmt::Debug for Poller<S> {

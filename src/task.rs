@@ -6,6 +6,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::{Pin, pin},
     task::{Context, Poll},
@@ -17,7 +18,10 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use crate::status::{Origin, caused, local};
+use crate::{
+    status::{Origin, caused, local},
+    trace,
+};
 
 #[derive(Debug)]
 pub(crate) struct Task<T>(JoinHandle<T>);
@@ -29,7 +33,34 @@ impl<T: Send + 'static> Task<T> {
     ///
     /// `FAILED_PRECONDITION`: there is no tokio runtime here.
     pub(crate) fn spawn(future: impl Future<Output = T> + Send + 'static) -> Result<Self, Status> {
-        Ok(Self(runtime("a call")?.spawn(future)))
+        Ok(Self(runtime("a call")?.spawn(trace::in_span(future))))
+    }
+
+    /// Polls the task in a place, or one made for it. Only a task that goes on is in it afterwards.
+    ///
+    /// One whose runtime has ended since it was polled last is made once more: that which polls now
+    /// may live.
+    pub(crate) fn poll_in(
+        place: &mut Option<Self>,
+        cx: &mut Context<'_>,
+        mut make: impl FnMut() -> Result<Self, Status>,
+    ) -> Poll<Result<T, Status>> {
+        let mut again = place.is_some();
+        loop {
+            // Out of its place, which so is empty if it panics.
+            let mut task = match place.take() {
+                Some(task) => task,
+                None => make()?,
+            };
+            match Pin::new(&mut task).poll(cx) {
+                Poll::Pending => {
+                    *place = Some(task);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Err(_)) if mem::take(&mut again) => {}
+                ended => return ended,
+            }
+        }
     }
 }
 

@@ -17,6 +17,13 @@ macro_rules! event {
     };
 }
 
+/// Has what becomes a task of its own stay in the span of who makes it.
+pub(crate) fn in_span<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    #[cfg(feature = "tracing")]
+    let future = tracing::Instrument::in_current_span(future);
+    future
+}
+
 pub(crate) fn connected(to: &Authority) {
     event!(%to, "connected");
 }

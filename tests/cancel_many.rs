@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -228,6 +229,26 @@ async fn a_panic_of_the_stack_goes_on_in_the_consumer() {
     let consumer = tokio::spawn(async move { results.next().await });
     let panic = consumer.await.expect_err("a panic").into_panic();
     assert_eq!(panic.downcast_ref(), Some(&"a bug"));
+}
+
+#[test]
+fn after_a_panic_of_the_stack_the_rest_goes_on_and_nothing_is_left_behind() {
+    let stack = service_fn(|request: http::Request<Body>| async move {
+        let routed = request.headers().get("x-goog-request-params");
+        assert!(routed.expect("a name") != "name=operations%2F1", "a bug");
+        Err::<http::Response<Body>, _>(Status::not_found("no such operation"))
+    });
+    let names = tokio_stream::iter(["operations/1", "operations/2"]);
+    let mut results = OperationsClient::new(stack).cancel_operations(names, at_once(1));
+    let runtime = Runtime::new().expect("a runtime");
+    let next = AssertUnwindSafe(|| runtime.block_on(results.next()));
+    let panic = catch_unwind(next).expect_err("a panic");
+    assert_eq!(panic.downcast_ref(), Some(&"a bug"));
+    let left = format!("{results:?}");
+    assert!(!left.contains("operations/1\""), "{left}");
+    let (name, _) = runtime.block_on(results.next()).expect("a result");
+    assert_eq!(name, "operations/2");
+    assert!(runtime.block_on(results.next()).is_none());
 }
 
 #[test]

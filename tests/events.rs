@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroUsize},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -11,10 +11,12 @@ use std::{
 };
 
 use longrunning::{
-    CallCredentials, Credentials, OperationsClient, RetryPolicy, Token, emulator::Emulator,
+    CallCredentials, Credentials, OperationsClient, PollPolicy, RetryPolicy, Token,
+    emulator::Emulator,
 };
+use tokio_stream::StreamExt as _;
 use tonic::Status;
-use tracing::subscriber::DefaultGuard;
+use tracing::{Instrument as _, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
 
 #[derive(Clone, Default)]
@@ -88,6 +90,47 @@ async fn connections_and_retries_are_told() {
         retrying.contains(" an attempt failed attempts=1 code=Unavailable wait="),
         "{retrying}"
     );
+}
+
+#[tokio::test]
+async fn calls_that_are_tasks_of_their_own_stay_in_the_callers_span() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let emulator = Emulator::start().await.expect("a free port");
+    let policy = RetryPolicy::default().initial_backoff(Duration::from_millis(1));
+    let builder = OperationsClient::builder(emulator.endpoint()).retry(policy);
+    let client = builder.connect().await.expect("it is there");
+    let work = async {
+        let later = || emulator.fail_next(None, 1, Status::unavailable("later"));
+        later();
+        let policy = PollPolicy::default().wait(Duration::ZERO);
+        let mut poller = client.poller("operations/1").policy(policy);
+        poller.until_done().await.expect_err("unknown");
+        later();
+        assert!(client.operations("operations").next().await.is_none());
+        later();
+        let names = tokio_stream::once("operations/1");
+        let mut results = client.cancel_operations(names, NonZeroUsize::MIN);
+        results
+            .next()
+            .await
+            .expect("a result")
+            .1
+            .expect_err("unknown");
+    };
+    // Of our target, which alone is listened to.
+    work.instrument(tracing::info_span!(target: "longrunning", "request"))
+        .await;
+
+    let said = lines.said();
+    let retries = said
+        .iter()
+        .filter(|line| line.contains("an attempt failed"));
+    let retries: Vec<_> = retries.collect();
+    assert_eq!(retries.len(), 3, "{said:?}");
+    for retry in retries {
+        assert!(retry.contains(" request: longrunning: "), "{retry}");
+    }
 }
 
 /// A source that fails at first.

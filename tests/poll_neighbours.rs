@@ -1,12 +1,18 @@
 //! Polls and lists leave the calls beside them their room.
 
+mod support;
+
 use std::{num::NonZeroUsize, time::Duration};
 
 use longrunning::{
-    Operation, OperationsClient, PollPolicy, emulator::Emulator, proto::ListOperationsRequest,
+    Operation, OperationsClient, PollPolicy, Stack,
+    emulator::{Emulator, Method},
+    proto::ListOperationsRequest,
 };
+use support::proxy::{Mood, Proxy};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_stream::StreamExt as _;
+use tonic::{Status, transport::Endpoint};
 
 async fn limited(streams: u32, connections: usize) -> (Emulator, OperationsClient) {
     let emulator = Emulator::builder()
@@ -23,6 +29,25 @@ async fn limited(streams: u32, connections: usize) -> (Emulator, OperationsClien
     (emulator, client)
 }
 
+/// Has so many pollers look: all have, and as many wait as may.
+async fn watch<S: Stack + Sync>(
+    emulator: &Emulator,
+    client: &OperationsClient<S>,
+    pollers: usize,
+) -> JoinSet<Result<Operation, Status>> {
+    let mut polls = JoinSet::new();
+    for i in 0..pollers {
+        let name = format!("operations/{i}");
+        emulator.start_operation(&name).expect("a new name");
+        let mut poller = client.poller(name);
+        polls.spawn(async move { poller.until_done().await });
+    }
+    emulator
+        .wait_until(|emulator| emulator.calls().len() >= pollers)
+        .await;
+    polls
+}
+
 #[tokio::test]
 async fn waits_never_take_all_the_streams() {
     for (streams, connections, pollers) in [
@@ -33,17 +58,7 @@ async fn waits_never_take_all_the_streams() {
         (1, 1, 3),
     ] {
         let (emulator, client) = limited(streams, connections).await;
-        let mut polls = JoinSet::new();
-        for i in 0..pollers {
-            let name = format!("operations/{i}");
-            emulator.start_operation(&name).expect("a new name");
-            let mut poller = client.poller(name);
-            polls.spawn(async move { poller.until_done().await });
-        }
-        // Every poller has looked, and as many wait as may.
-        emulator
-            .wait_until(|emulator| emulator.calls().len() >= pollers)
-            .await;
+        let _polls = watch(&emulator, &client, pollers).await;
         client
             .cancel_operation("operations/0")
             .await
@@ -53,6 +68,39 @@ async fn waits_never_take_all_the_streams() {
             .await
             .expect("there is a stream for it");
     }
+}
+
+#[tokio::test]
+async fn streams_of_connections_that_cannot_be_made_do_not_count() {
+    let (emulator, _) = limited(4, 1).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], emulator.port()).into());
+    let client = OperationsClient::builder(proxy.url())
+        .timeout(Duration::from_secs(3))
+        .connect()
+        .await
+        .expect("it is there");
+    proxy.mood(Mood::Refuse);
+    let _polls = watch(&emulator, &client, 4).await;
+    assert_eq!(emulator.calls_of(Method::Wait).len(), 2);
+    client
+        .cancel_operation("operations/0")
+        .await
+        .expect("there is a stream for it");
+}
+
+#[tokio::test]
+async fn over_a_channel_of_few_streams_waits_take_as_many_as_they_may() {
+    let (emulator, _) = limited(10, 1).await;
+    let endpoint = Endpoint::from_shared(emulator.endpoint()).expect("a URL");
+    let client = OperationsClient::new(endpoint.connect_lazy())
+        .with_timeout(Duration::from_secs(5))
+        .with_max_waits(5);
+    let _polls = watch(&emulator, &client, 15).await;
+    assert_eq!(emulator.calls_of(Method::Wait).len(), 5);
+    client
+        .cancel_operation("operations/0")
+        .await
+        .expect("there is a stream for it");
 }
 
 #[tokio::test]

@@ -9,13 +9,14 @@ use std::{
 
 use futures_core::Stream;
 use pin_project_lite::pin_project;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tonic::{IntoRequest, Request, Status};
 
 use crate::{
     client::{OperationsClient, Stack},
     proto::CancelOperationRequest,
     task::{not_run, runtime},
+    trace,
 };
 
 impl<S: Stack + Sync> OperationsClient<S> {
@@ -55,10 +56,14 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ///
     /// # Back-pressure and dropping
     ///
-    /// Each call runs as a task of its own, so that a slow consumer delays none that has begun. A
-    /// result counts against `concurrency` until it is taken: at most so many sit, calls in flight
-    /// included, and a consumer that stops taking them stops new calls. Dropping the stream ends
-    /// the calls in flight; the server may have taken some of them.
+    /// Each call runs as a task of its own, so that a slow consumer delays none that has begun, and
+    /// belongs to the runtime that polled the stream then. It is in the caller's `tracing` span;
+    /// task-locals do not reach it. A result counts against `concurrency` until it is taken: at most
+    /// so many sit, calls in flight included, and a consumer that stops taking them stops new calls.
+    /// Dropping the stream ends the calls in flight; the server may have taken some of them.
+    ///
+    /// A panic of one's own stack goes on in the consumer, and the name of its call is lost. Polled
+    /// again, the stream goes on with the rest.
     pub fn cancel_operations<N>(
         &self,
         names: N,
@@ -115,7 +120,7 @@ where
                 Err(status) => return Poll::Ready(Some((name, Err(status)))),
             };
             let call = cancel(this.client.clone(), request);
-            let call = this.calls.spawn_on(call, &runtime);
+            let call = this.calls.spawn_on(trace::in_span(call), &runtime);
             this.called.insert(call.id(), name);
         }
         let Some(ended) = ready!(this.calls.poll_join_next_with_id(cx)) else {
@@ -124,11 +129,10 @@ where
                 false => Poll::Pending, // the names will wake it
             };
         };
-        let (id, result) = match ended {
-            Ok((id, result)) => (id, result),
-            Err(error) => (error.id(), Err(not_run(error))),
-        };
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        // Before a panic goes on, which the name must not outlive.
         let name = this.called.remove(&id).unwrap_or_default();
+        let result = ended.map_or_else(|error| Err(not_run(error)), |(_, result)| result);
         Poll::Ready(Some((name, result)))
     }
 }

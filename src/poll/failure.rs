@@ -20,13 +20,15 @@ pub(super) fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::DeadlineExceeded | Code::Unavailable => true,
         Code::ResourceExhausted => status.origin() != Some(Origin::Client),
+        // A reset of the call: nobody said that the operation was cancelled.
+        Code::Cancelled => status.origin() == Some(Origin::Transport),
         _ => false,
     }
 }
 
-/// Whether a Wait ended without a word of the server, so that only a Get can tell what is wrong.
-pub(super) fn was_cut_off(status: &Status) -> bool {
-    status.code() != Code::Unimplemented && status.origin() == Some(Origin::Transport)
+/// Whether a Wait that failed so says nothing certain, and only a Get can tell what is wrong.
+pub(super) fn may_be_wait_alone(status: &Status) -> bool {
+    status.code() != Code::NotFound && status.origin() != Some(Origin::Client)
 }
 
 /// The end of a poll that may look no longer, and why its last look failed, if it did.

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 use tonic::{Extensions, Request, Status, metadata::MetadataMap};
 
+use super::failure::is_transient;
 use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
@@ -60,14 +61,18 @@ impl Target {
         &self,
         client: &OperationsClient<S>,
         slice: Duration,
+        within: Option<Duration>,
     ) -> Result<Operation, Status> {
         /// For the answer to arrive, once the server has waited.
         const MARGIN: Duration = Duration::from_secs(10);
+        // Without an answer it is given up while there is time for a Get.
+        let rest = within.map(|within| within.saturating_sub(slice) / 2);
+        let margin = rest.map_or(MARGIN, |rest| rest.min(MARGIN));
         let name = self.name.clone();
         // A slice is 60 s at most, and a `Duration` of the protos holds it.
         let timeout = prost_types::Duration::try_from(slice).ok();
         let mut request = self.request(WaitOperationRequest { name, timeout });
-        request.set_timeout(slice + MARGIN);
+        request.set_timeout(slice + margin);
         client.wait_operation(request).await
     }
 
@@ -80,8 +85,8 @@ impl Target {
 pub(super) struct Look<S> {
     pub(super) client: OperationsClient<S>,
     pub(super) target: Target,
-    /// The look comes so long after an instant.
-    pub(super) due: Option<(Instant, Duration)>,
+    /// The first of the delays.
+    pub(super) initial: Duration,
     /// How long after this look the next one comes.
     pub(super) delay: Duration,
     /// How long a Wait may ask for, if there may be one.
@@ -90,8 +95,6 @@ pub(super) struct Look<S> {
     pub(super) watched: bool,
     /// When the whole poll is over.
     pub(super) limit: Option<Instant>,
-    /// With less time than that left, a Wait is not worth it.
-    pub(super) least: Duration,
 }
 
 /// What a look brought.
@@ -103,53 +106,74 @@ pub(super) struct Seen {
 }
 
 impl<S: Stack + Sync> Look<S> {
-    /// Looks when it is due; `None` if the whole poll is over before the answer is there.
-    pub(super) async fn run(self) -> Option<Seen> {
-        match self.limit {
-            Some(limit) if limit <= Instant::now() => None,
-            Some(limit) => timeout_at(limit, self.look()).await.ok(),
-            None => Some(self.look().await),
+    /// Looks, for as long as is left at most.
+    pub(super) async fn run(self) -> Seen {
+        let begun = Instant::now();
+        let left = self.left(begun);
+        let slice = self.slice_of(left);
+        // The leave is held until the answer is there.
+        let wait = slice.and_then(|slice| Some((slice, self.client.may_wait()?)));
+        let result = match wait {
+            Some((slice, _)) => self.target.wait(&self.client, slice, left).await,
+            None => self.target.get(&self.client, left).await,
+        };
+        let waited = wait.is_some().then(|| begun.elapsed());
+        let pause = self.pause_after(waited, result.as_ref().err());
+        Seen {
+            result,
+            by_wait: waited.is_some(),
+            next: (Instant::now(), pause),
         }
     }
 
-    async fn look(self) -> Seen {
-        if let Some((since, delay)) = self.due {
-            sleep(delay.saturating_sub(since.elapsed())).await;
-        }
-        let begun = Instant::now();
-        // Held until the answer is there.
-        let wait = self.slice_from(begun).zip(self.client.may_wait());
-        let result = match wait {
-            Some((slice, _)) => self.target.wait(&self.client, slice).await,
-            None => self.target.get(&self.client, None).await,
-        };
-        let by_wait = wait.is_some();
-        // The time in which the server waited counts, so that only early answers make a pause.
-        let since = if by_wait { begun } else { Instant::now() };
-        let next = match result.as_ref().err().and_then(asked_for) {
-            Some(asked) if asked > self.delay => (Instant::now(), asked),
-            _ => (since, self.delay),
-        };
-        Seen {
-            result,
-            by_wait,
-            next,
-        }
+    fn left(&self, now: Instant) -> Option<Duration> {
+        Some(self.limit?.saturating_duration_since(now))
     }
 
     /// How long to have the server wait, if at all.
-    fn slice_from(&self, now: Instant) -> Option<Duration> {
+    fn slice_of(&self, left: Option<Duration>) -> Option<Duration> {
+        // With less time than that left, a Wait is not worth it.
+        let least = self.initial.min(Duration::from_secs(1));
+        if left.is_some_and(|left| left <= least) {
+            return None;
+        }
+        // Shortened at random, so that those who wait do not come back in step.
+        let part = 0.8 + 0.2 * fastrand::f64();
         let slice = match self.slice? {
             slice if self.watched => slice.min(self.delay),
-            // Shortened at random, so that those who wait do not come back in step.
-            slice => slice.mul_f64(0.8 + 0.2 * fastrand::f64()),
+            slice => slice.mul_f64(part),
         };
-        let Some(limit) = self.limit else {
-            return Some(slice);
+        // The last state is to arrive before the end, and if it does not, a Get's.
+        Some(left.map_or(slice, |left| slice.min(left.mul_f64(0.8 * part))))
+    }
+
+    fn pause_after(&self, waited: Option<Duration>, failure: Option<&Status>) -> Duration {
+        // The time in which the server waited counts, so that only early answers make a pause.
+        let rest = self.delay.saturating_sub(waited.unwrap_or_default());
+        let Some(failure) = failure else {
+            return rest;
         };
-        let left = limit.saturating_duration_since(now);
-        // The last state is to arrive before the end.
-        (left > self.least).then(|| slice.min(left.mul_f64(0.9)))
+        let pause = match waited {
+            Some(_) => self.pause_before_get(rest, failure),
+            None => rest,
+        };
+        match asked_for(failure) {
+            // Later, if anything: many may have been told the same.
+            Some(asked) if asked > pause => asked.mul_f64(1.0 + 0.2 * fastrand::f64()),
+            _ => pause,
+        }
+    }
+
+    /// How long after a Wait that failed the Get comes.
+    fn pause_before_get(&self, rest: Duration, failure: &Status) -> Duration {
+        // At random, for what ends one Wait may end many in the same instant.
+        let pause = self.initial.mul_f64(fastrand::f64());
+        let pause = match is_transient(failure) {
+            true => pause.max(rest),
+            false => pause,
+        };
+        let left = self.left(Instant::now());
+        left.map_or(pause, |left| pause.min(left / 4))
     }
 }
 

@@ -50,8 +50,9 @@ impl PollPolicy {
         self
     }
 
-    /// Sets how long one WaitOperation asks the server to wait. More than 60 s counts as 60 s,
-    /// beyond which proxies cut calls off; zero looks with GetOperation alone. Default is 60 s.
+    /// Sets how long one WaitOperation asks the server to wait, or up to 20 % less, at random. More
+    /// than 60 s counts as 60 s, beyond which proxies cut calls off; zero looks with GetOperation
+    /// alone. Default is 60 s.
     #[must_use]
     pub const fn wait(mut self, slice: Duration) -> Self {
         self.wait = slice;

@@ -217,11 +217,24 @@ async fn a_look_that_fails_for_good_after_an_accepted_cancel_leaves_the_outcome_
     let emulator = emulator().await;
     let refusal = Status::permission_denied("you may cancel, but not look");
     emulator.fail_next(Method::Wait, 1, refusal.clone());
+    emulator.fail_next(Method::Get, 1, refusal.clone());
     let CancelOutcome::Unknown(status) = outcome(&emulator).await else {
         panic!("nothing is known");
     };
     assert_eq!(status.code(), Code::PermissionDenied);
     assert_eq!(status.message(), refusal.message());
+}
+
+#[tokio::test]
+async fn an_account_that_may_look_and_not_wait_learns_the_outcome() {
+    let emulator = emulator().await;
+    let refusal = Status::permission_denied("you may look, but not wait");
+    emulator.fail_next(Method::Wait, usize::MAX, refusal);
+    let outcome = outcome(&emulator).await;
+    assert!(
+        matches!(outcome, CancelOutcome::Cancelled(_)),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]

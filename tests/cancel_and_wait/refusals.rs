@@ -1,5 +1,9 @@
 //! Cancels that the server does not take, or does not answer.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use longrunning::RetryPolicy;
+
 use super::*;
 
 #[tokio::test]
@@ -115,4 +119,26 @@ async fn a_second_cancel_of_what_the_first_deleted_is_the_servers_not_found() {
     let status = error(&emulator, NAME).await;
     assert_eq!(status.code(), Code::NotFound);
     assert_eq!(status.origin(), Some(Origin::Server));
+}
+
+#[tokio::test]
+async fn a_retry_may_be_refused_for_what_its_first_attempt_is_stopping() {
+    let emulator = emulator().await;
+    emulator.on_cancel(CancelBehavior::CancelAfter(Duration::from_millis(100)));
+    emulator.lose_next(Method::Cancel, 1, Status::unavailable("connection lost"));
+    let cancels = AtomicUsize::new(0);
+    emulator.require(move |call| {
+        let again = call.method() == Method::Cancel && cancels.fetch_add(1, SeqCst) > 0;
+        match again {
+            true => Err(Status::failed_precondition("it is stopping already")),
+            false => Ok(()),
+        }
+    });
+    let retry = RetryPolicy::default().initial_backoff(Duration::from_millis(1));
+    let client = client(&emulator).with_retry(retry);
+    let status = client.cancel_and_wait(NAME, brisk()).await;
+    let status = status.expect_err("refused, and not done yet");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let end = client.poller(NAME).until_done().await.expect("done");
+    assert!(matches!(end.outcome(), Outcome::Cancelled(_)), "{end:?}");
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_404_ends_the_poll_and_is_not_taken_for_a_server_that_cannot_wait() {
+async fn a_404_of_wait_is_not_taken_for_a_server_that_cannot_wait() {
     let emulator = emulator().await;
     emulator
         .complete(NAME, &Progress::default())
@@ -28,15 +28,28 @@ async fn a_404_ends_the_poll_and_is_not_taken_for_a_server_that_cannot_wait() {
         }
     });
     let client = OperationsClient::new(proxy);
-    let status = client.poller(NAME).until_done().await;
-    let status = status.expect_err("a 404");
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert_eq!(status.origin(), Some(Origin::Transport));
+    let end = client.poller(NAME).policy(brisk()).until_done().await;
+    assert!(end.expect("Get passes").done);
+    assert_eq!(count(&emulator, Method::Get), 1);
 
     has_rule.store(true, SeqCst);
     let end = client.poller(NAME).until_done().await;
     assert!(end.expect("done").done);
     assert_eq!(count(&emulator, Method::Wait), 1, "it was asked to wait");
+}
+
+#[tokio::test]
+async fn a_404_of_everything_ends_the_poll() {
+    let nothing = service_fn(|_: http::Request<Body>| async {
+        let mut response = http::Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::NOT_FOUND;
+        Ok::<_, Status>(response)
+    });
+    let client = OperationsClient::new(nothing);
+    let status = client.poller(NAME).policy(brisk()).until_done().await;
+    let status = status.expect_err("a 404");
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(status.origin(), Some(Origin::Transport));
 }
 
 #[tokio::test]
@@ -63,16 +76,22 @@ async fn transient_failures_are_ridden_on() {
     );
 }
 
-#[tokio::test]
-async fn a_permanent_failure_ends_the_poll_with_the_servers_status() {
-    let emulator = emulator().await;
-    for status in [
+/// Statuses that say nothing of the next call.
+fn permanent() -> [Status; 4] {
+    [
         Status::permission_denied("not yours"),
         Status::internal("a bug"),
         Status::unauthenticated("who are you?"),
         Status::with_details(Code::Aborted, "a conflict", Bytes::from_static(b"\x08\x0a")),
-    ] {
-        emulator.fail_next(Method::Wait, 1, status.clone());
+    ]
+}
+
+#[tokio::test]
+async fn a_permanent_failure_of_a_get_ends_the_poll_with_the_servers_status() {
+    let emulator = emulator().await;
+    for status in permanent() {
+        emulator.fail_next(Method::Wait, 1, Status::internal("a bug of Wait alone"));
+        emulator.fail_next(Method::Get, 1, status.clone());
         let mut poller = client(&emulator).poller(NAME).policy(brisk());
         let end = poller.until_done().await.expect_err("it fails");
         assert_eq!(end.code(), status.code());
@@ -80,12 +99,54 @@ async fn a_permanent_failure_ends_the_poll_with_the_servers_status() {
         assert_eq!(end.details(), status.details());
         assert_eq!(end.origin(), Some(Origin::Server));
     }
-    assert_eq!(count(&emulator, Method::Get), 0);
+    assert_eq!(count(&emulator, Method::Wait), 4);
+    assert_eq!(count(&emulator, Method::Get), 4);
+}
+
+#[tokio::test]
+async fn a_permanent_failure_of_a_wait_is_followed_by_a_get() {
+    let emulator = emulator().await;
+    emulator
+        .complete(NAME, &Progress::default())
+        .expect("it runs");
+    for status in permanent() {
+        emulator.forget_calls();
+        emulator.fail_next(Method::Wait, 1, status);
+        let mut poller = client(&emulator).poller(NAME).policy(brisk());
+        assert!(poller.until_done().await.expect("done").done);
+        let methods: Vec<_> = emulator.calls().iter().map(|call| call.method()).collect();
+        assert_eq!(methods, [Method::Wait, Method::Get]);
+    }
+}
+
+#[tokio::test]
+async fn a_wait_that_finds_nothing_or_that_the_client_refuses_ends_the_poll() {
+    let emulator = emulator().await;
     let end = client(&emulator)
         .poller("operations/none")
         .until_done()
         .await;
     assert_eq!(end.expect_err("unknown").code(), Code::NotFound);
+    assert_eq!(emulator.calls().len(), 1);
+    let end = client(&emulator).poller("").until_done().await;
+    let status = end.expect_err("no name");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.origin(), Some(Origin::Client));
+    assert_eq!(emulator.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_ends_the_poll() {
+    let emulator = emulator().await;
+    let client = client(&emulator).with_max_decoding_message_size(8);
+    for wait in [Duration::ZERO, Duration::from_millis(1)] {
+        let policy = brisk().wait(wait);
+        let status = client.poller(NAME).policy(policy).until_done().await;
+        let status = status.expect_err("too large");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.origin(), Some(Origin::Client));
+    }
+    assert_eq!(emulator.calls().len(), 2);
 }
 
 #[tokio::test]
@@ -98,12 +159,33 @@ async fn waits_that_are_cut_off_are_followed_by_gets() {
         emulator.reset_next(Method::Wait, 1, error_code);
         let mut poller = client(&emulator).poller(NAME).policy(brisk());
         assert!(poller.until_done().await.expect("done").done);
-        // Gets that are cut off as well end the poll.
-        emulator.reset_next(None, 2, error_code);
-        let mut poller = client(&emulator).poller(NAME).policy(brisk());
-        let status = poller.until_done().await.expect_err("cut off twice");
-        assert_eq!(status.origin(), Some(Origin::Transport));
     }
+    // A Get that is cut off as well ends the poll.
+    emulator.reset_next(None, 2, 0x2);
+    let mut poller = client(&emulator).poller(NAME).policy(brisk());
+    let status = poller.until_done().await.expect_err("cut off twice");
+    assert_eq!(status.origin(), Some(Origin::Transport));
+}
+
+#[tokio::test]
+async fn a_get_that_a_peer_resets_says_not_that_anything_was_cancelled() {
+    let emulator = emulator().await;
+    emulator
+        .complete(NAME, &Progress::default())
+        .expect("it runs");
+    emulator.reset_next(Method::Get, 2, 0x8);
+    let policy = brisk().wait(Duration::ZERO);
+    let mut poller = client(&emulator).poller(NAME).policy(policy);
+    assert!(poller.until_done().await.expect("done").done);
+    assert_eq!(count(&emulator, Method::Get), 3);
+    // The server's own word is another thing.
+    emulator.fail_next(Method::Get, 1, Status::cancelled("not now"));
+    let mut poller = client(&emulator).poller(NAME).policy(policy);
+    let status = poller.until_done().await.expect_err("the server's word");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Cancelled, "not now")
+    );
 }
 
 #[tokio::test]

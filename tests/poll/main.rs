@@ -1,9 +1,12 @@
 //! Watching an operation until it is done, on a server behind sockets.
 
+mod crowd;
 mod dropping;
 mod failures;
 #[path = "../support/in_process.rs"]
 mod in_process;
+mod limit;
+mod runtimes;
 mod stream;
 mod timing;
 

@@ -1,7 +1,8 @@
 //! Listing operations as a stream over pages.
 
-#[path = "support/in_process.rs"]
+#[path = "../support/in_process.rs"]
 mod in_process;
+mod tasks;
 
 use std::time::Duration;
 

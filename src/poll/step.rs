@@ -1,0 +1,109 @@
+//! What a poller does next, and what it makes of a look.
+
+use std::{
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+
+use super::{
+    Poller,
+    failure::{cannot_wait, is_transient, may_be_wait_alone, time_is_up},
+    look::{Look, Seen},
+};
+use crate::{
+    client::Stack,
+    operation::Operation,
+    task::{Task, runtime, timers},
+};
+
+impl<S: Stack + Sync> Poller<S> {
+    /// The next state of the operation; once it is done, that one again.
+    pub(super) fn poll_state(
+        &mut self,
+        cx: &mut Context<'_>,
+        watched: bool,
+    ) -> Poll<Result<Operation, Status>> {
+        if let Some(done) = self.latest.as_ref().filter(|latest| latest.done) {
+            return Poll::Ready(Ok(done.clone()));
+        }
+        loop {
+            let mut step = self.step.take();
+            let ended = Task::poll_in(&mut step, cx, || self.next_step(watched));
+            self.step = step;
+            let Some(seen) = ready!(ended)? else {
+                continue; // the pause is over
+            };
+            if let Some(state) = self.note(seen)? {
+                return Poll::Ready(Ok(state));
+            }
+        }
+    }
+
+    /// Begins the pause before the next look, or once that is over, the look: so that none is made
+    /// while nobody polls.
+    fn next_step(&mut self, watched: bool) -> Result<Task<Option<Seen>>, Status> {
+        let now = Instant::now();
+        let begun = *self.begun.get_or_insert(now);
+        let total = self.policy.limit();
+        // An end so far off that no clock reaches it is no limit.
+        let limit = total.and_then(|total| begun.checked_add(total));
+        let left = limit.map_or(Duration::MAX, |limit| limit.saturating_duration_since(now));
+        if left.is_zero() {
+            let (total, failure) = (total.unwrap_or_default(), self.failure.clone());
+            return Err(time_is_up(self.name(), total, failure));
+        }
+        let rest = self.due.map_or(Duration::ZERO, |(since, pause)| {
+            pause.saturating_sub(now.saturating_duration_since(since))
+        });
+        if !rest.is_zero() {
+            runtime("a call")?;
+            let pause = timers("a poller", || sleep(rest.min(left)))?;
+            return Task::spawn(async {
+                pause.await;
+                None
+            });
+        }
+        let backoff = self.policy.backoff();
+        let look = Look {
+            client: self.client.clone(),
+            target: self.target.clone(),
+            initial: backoff.initial,
+            delay: backoff.delay(self.looks, fastrand::f64()),
+            slice: self.policy.slice().filter(|_| !self.wait_failed),
+            watched,
+            limit,
+        };
+        Task::spawn(async { Some(look.run().await) })
+    }
+
+    /// Takes note of what a look brought: a state, nothing yet, or the end of the poll.
+    fn note(&mut self, seen: Seen) -> Result<Option<Operation>, Status> {
+        let Seen {
+            result,
+            by_wait,
+            next,
+        } = seen;
+        if by_wait && result.as_ref().is_err_and(cannot_wait) {
+            self.client.remember_that_it_cannot_wait();
+            return Ok(None);
+        }
+        self.looks = self.looks.saturating_add(1);
+        self.due = Some(next);
+        self.wait_failed = by_wait && result.is_err();
+        match result {
+            Ok(state) => {
+                self.failure = None;
+                self.latest = Some(state.clone());
+                Ok(Some(state))
+            }
+            Err(status) if is_transient(&status) || by_wait && may_be_wait_alone(&status) => {
+                self.failure = Some(status);
+                Ok(None)
+            }
+            Err(status) => Err(status),
+        }
+    }
+}
