@@ -1,12 +1,16 @@
 //! Serves the emulator to programs in any language, until it is interrupted.
 //!
-//! `cargo run --example emulator -- [--port N] [--complete-after SECONDS] [NAME]...`
+//!     cargo run --example emulator -- [--port N] [--complete-after SECONDS] [NAME]...
+//!
 //! starts the operations of these names, which run until they are cancelled or that time is over.
 
 use std::{env, error::Error, time::Duration};
 
 use longrunning::{StatusExt as _, emulator::Emulator};
 use tonic::Status;
+
+const USAGE: &str =
+    "usage: emulator [--port N] [--complete-after SECONDS] [NAME of an operation to start]...";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -28,7 +32,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     Duration::try_from_secs_f64(seconds).map_err(|e| format!("{arg}: {e}"))?;
                 complete_after = Some(delay);
             }
-            flag if flag.starts_with("--") => return Err(format!("unknown flag {flag}").into()),
+            flag if flag.starts_with("--") => {
+                return Err(format!("unknown flag {flag}; {USAGE}").into());
+            }
             name => names.push(name.to_owned()),
         }
     }

@@ -75,6 +75,10 @@ impl Builder {
     ///
     /// They go to the endpoint, whoever it is. Over plaintext they go to this machine only, unless
     /// [allowed](Self::credentials_in_plaintext).
+    ///
+    /// To share one token with other clients, connect without credentials, and give the finished
+    /// client an [`AuthInterceptor`]:
+    /// [`with_credentials`](OperationsClient::with_credentials). There plaintext is not refused.
     pub fn credentials(mut self, credentials: Credentials) -> Self {
         self.credentials = credentials;
         self
@@ -179,7 +183,8 @@ impl Builder {
     /// [`ca_certificate`](Self::ca_certificate) and [`identity`](Self::identity), which this
     /// replaces.
     ///
-    /// The type is of rustls 0.23: a later version of this crate may need another.
+    /// Needs the feature `rustls`. The type is of rustls 0.23: a later version of this crate may need
+    /// another.
     #[cfg(feature = "rustls")]
     #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
     pub fn rustls_config(
@@ -215,7 +220,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Self::connect) that can be told without asking anyone.
+    /// Those of [`connect`](Self::connect) that can be told without asking anyone. That there is no
+    /// tokio runtime, the first call tells.
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
         let credentials = self.take_credentials()?;
         let (timeout, retry) = (self.timeout, self.retry.clone());
@@ -252,6 +258,7 @@ impl Builder {
         #[cfg(feature = "_tls")]
         let tls = match scheme == Scheme::HTTPS {
             true => Some(self.tls.build(&authority)?),
+            false if self.tls.is_set() => return Err(not_over_http(&uri)),
             false => None,
         };
         #[cfg(not(feature = "_tls"))]
@@ -301,6 +308,17 @@ fn client(
         Some(auth) => client.with_credentials(auth),
         None => client,
     }
+}
+
+/// Who wants a private CA, or shows a certificate, does not mean to go without TLS.
+#[cfg(feature = "_tls")]
+fn not_over_http(uri: &Uri) -> Status {
+    local(
+        Code::InvalidArgument,
+        format!(
+            "endpoint \"{uri}\": settings of TLS are for https: write https://, or leave them out"
+        ),
+    )
 }
 
 fn positive(what: &str, duration: Duration) -> Result<(), Status> {

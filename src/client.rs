@@ -4,25 +4,23 @@ mod answer;
 mod call;
 mod header;
 mod rpc;
+mod settings;
 mod unary;
 mod waits;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tonic::{IntoRequest, Request, Status, body::Body, client::GrpcService};
+use tonic::{IntoRequest, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
-use self::waits::Waits;
+use self::{settings::Settings, waits::Waits};
 use crate::{
-    auth::AuthInterceptor,
-    deadline,
     operation::Operation,
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, WaitOperationRequest,
     },
-    retry::{Retry, RetryPolicy},
     transport::Transport,
 };
 
@@ -51,35 +49,12 @@ pub struct OperationsClient<S = Transport> {
     waits: Arc<Waits>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Settings {
-    auth: Option<AuthInterceptor>,
-    timeout: Timeout,
-    retry: Option<Retry>,
-    max_decoding_message_size: Option<usize>,
-    max_encoding_message_size: Option<usize>,
-    max_waits: Option<usize>,
-}
-
-/// How long calls may take.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Timeout {
-    /// What the user has set.
-    set: Option<Duration>,
-    /// What counts otherwise, but not for a Wait, which takes as long as it takes.
-    default: Option<Duration>,
-}
-
-impl Timeout {
-    fn any(self) -> Option<Duration> {
-        self.set.or(self.default)
-    }
-}
-
 /// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
 /// server in this very process, or any of them under layers of one's own.
 ///
-/// There is nothing to implement: it is an alias for the bounds.
+/// There is nothing to implement: it is an alias for the bounds. Pollers, streams and
+/// `cancel_and_wait` need it to be [`Sync`], too. A type to name one by is
+/// [`tower::util::BoxCloneSyncService`](https://docs.rs/tower/0.5/tower/util/struct.BoxCloneSyncService.html).
 ///
 /// [`Channel`]: https://docs.rs/tonic/0.14/tonic/transport/struct.Channel.html
 /// [`InterceptedService`]: tonic::service::interceptor::InterceptedService
@@ -122,83 +97,39 @@ impl<S> OperationsClient<S> {
         }
     }
 
-    /// Sets how long a call may take, all its attempts together.
+    /// Returns the stack, say for another generated client to go over the same connections.
     ///
-    /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
-    /// timeout may take that and 10 seconds instead.
-    #[must_use]
-    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout.set = Some(timeout);
-        self
+    /// Deadlines, retries and credentials are the client's, and no part of it.
+    pub const fn stack(&self) -> &S {
+        &self.stack
     }
 
-    /// Sets the timeout of calls for which nobody has set one.
-    pub(crate) const fn with_default_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout.default = Some(timeout);
-        self
-    }
-
-    /// Shows these credentials with every call.
-    ///
-    /// A call waits while there is no token yet: within its deadline, or 10 seconds where it has
-    /// none. An `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is. A request
-    /// whose metadata has an `authorization` keeps it, and gets nothing from these.
-    ///
-    /// They are sent over whatever connection the stack has, also one without TLS.
+    /// Puts the stack under layers of one's own, such as an interceptor.
     ///
     /// ```
-    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
-    /// use longrunning::Credentials;
+    /// # async fn example() -> Result<(), tonic::Status> {
+    /// use longrunning::OperationsClient;
+    /// use tonic::{Request, Status, service::interceptor::InterceptedService};
     ///
-    /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
-    /// let client = client.with_credentials(auth);
+    /// fn tenant(mut request: Request<()>) -> Result<Request<()>, Status> {
+    ///     let tenant = tonic::metadata::MetadataValue::from_static("7");
+    ///     request.metadata_mut().insert("x-tenant", tenant);
+    ///     Ok(request)
+    /// }
+    ///
+    /// let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
+    /// let client = client.map_stack(|stack| InterceptedService::new(stack, tenant as fn(_) -> _));
     /// # let _ = client;
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
-        self.settings.auth = Some(credentials);
-        self
-    }
-
-    /// Sets which failed calls are made again. Default is none of them.
-    ///
-    /// A stack that makes them again by itself needs no policy here.
-    #[must_use]
-    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
-        self.settings.retry = Some(Retry::new(policy));
-        self
-    }
-
-    /// Sets how many bytes an answer may have. Default is 4 MiB.
-    ///
-    /// A larger one is `RESOURCE_EXHAUSTED`.
-    #[must_use]
-    pub const fn with_max_decoding_message_size(mut self, bytes: usize) -> Self {
-        self.settings.max_decoding_message_size = Some(bytes);
-        self
-    }
-
-    /// Sets how many bytes a request may have. Default is no limit.
-    ///
-    /// A larger one is `RESOURCE_EXHAUSTED`; nothing is sent.
-    #[must_use]
-    pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
-        self.settings.max_encoding_message_size = Some(bytes);
-        self
-    }
-
-    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
-    /// the 10 s that are published; and within what its caller has left.
-    pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
-        const PUBLISHED: Duration = Duration::from_secs(10);
-        let Ok(own) = deadline::timeout_in(request.metadata().as_ref()) else {
-            return; // the call will be refused for it
-        };
-        let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
-        let timeout = left.map_or(own, |left| left.min(own));
-        deadline::set(request.metadata_mut().as_mut(), timeout);
+    pub fn map_stack<T>(self, layer: impl FnOnce(S) -> T) -> OperationsClient<T> {
+        OperationsClient {
+            stack: layer(self.stack),
+            settings: self.settings,
+            waits: self.waits,
+        }
     }
 }
 

@@ -46,6 +46,7 @@
 //! | `tls-aws-lc` | | TLS by rustls, on aws-lc | |
 //! | `tls-native-roots` | yes | the system's root certificates, `SSL_CERT_FILE` honoured | roots of `tls-webpki-roots`, or those given |
 //! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
+//! | `rustls` | | `Builder::rustls_config`: the whole of TLS as rustls 0.23 has it | `ca_certificate` and `identity` |
 //! | `tracing` | | connections, retries and tokens as DEBUG events of the target `longrunning` | |
 //! | `emulator` | | the module `emulator` and the raw server stub | |
 

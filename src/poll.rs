@@ -152,6 +152,10 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     /// let operation = client.poller("operations/1").until_done().await?;
     /// assert!(operation.done);
+    ///
+    /// let mut poller = client.poller("operations/1");
+    /// let task = tokio::spawn(async move { poller.until_done().await });
+    /// # assert!(task.await.expect("no panic")?.done);
     /// # Ok(())
     /// # }
     /// ```
@@ -188,11 +192,13 @@ impl<S: Stack + Sync> Poller<S> {
 
     /// Sets how often to look, and how long. Default is [`PollPolicy::default`].
     ///
-    /// A look that is under way is given up for one by this policy.
+    /// A look that is under way is given up for one by this policy, and its total timeout runs from
+    /// that one on.
     #[must_use]
     pub fn policy(self, policy: PollPolicy) -> Self {
         Self {
             policy,
+            begun: None,
             step: None,
             ..self
         }
@@ -211,7 +217,9 @@ impl<S: Stack + Sync> Poller<S> {
     /// Returns the operation once it is done, however it ended: [`Operation::outcome`] tells.
     ///
     /// The future is safe to drop at any time: see [Dropping](Self#dropping). Once the operation
-    /// is done, another call returns it again; after an error, another call looks again.
+    /// is done, another call returns it again; after an error of a look, another call looks again.
+    /// Once the total timeout is over it looks no more: with another [`policy`](Self::policy), or
+    /// made anew of the [name](Self::name), it goes on.
     ///
     /// # Errors
     ///

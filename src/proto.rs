@@ -95,6 +95,12 @@ a_name_is_a_request!(
 /// Makes a request of the operation that it is about.
 macro_rules! an_operation_is_a_request {
     ($($request:ident),*) => {$(
+        impl IntoRequest<$request> for Operation {
+            fn into_request(self) -> Request<$request> {
+                self.name.into_request()
+            }
+        }
+
         impl IntoRequest<$request> for &Operation {
             fn into_request(self) -> Request<$request> {
                 self.name.clone().into_request()

@@ -2,20 +2,21 @@
 
 use std::{num::NonZeroUsize, time::Duration};
 
-use longrunning::{CancelOutcome, OperationsClient, PollPolicy, emulator::Emulator};
+use longrunning::OperationsClient;
 
 /// Each part between the marks is an example of the README, letter for letter.
 #[allow(dead_code, unused_variables, unused_mut)]
 #[rustfmt::skip]
 async fn examples() -> Result<(), tonic::Status> {
     const NAME: &str = "operations/1";
-    let at_once = NonZeroUsize::MIN;
     // begin
     let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
     client.cancel_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     let operation = client.get_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     // end
     // begin
+    use longrunning::{CancelOutcome, PollPolicy};
+
     let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
     match client.cancel_and_wait(NAME, policy).await? {
         CancelOutcome::Cancelled(_) => println!("stopped"),
@@ -24,6 +25,7 @@ async fn examples() -> Result<(), tonic::Status> {
     }
     let done = client.poller(NAME).until_done().await?; // or state by state, as a stream
     let mut running = client.operations("projects/p/locations/us-central1"); // all pages, as a stream
+    let at_once = NonZeroUsize::new(100).expect("100 is not 0");
     let mut results = client.cancel_operations(tokio_stream::iter([NAME]), at_once); // many, as a stream
     // end
     Ok(())
@@ -33,6 +35,8 @@ async fn examples() -> Result<(), tonic::Status> {
 #[rustfmt::skip]
 async fn a_test_on_the_emulator_is_as_short_as_it_says() -> Result<(), tonic::Status> {
     // begin
+    use longrunning::{OperationsClient, emulator::Emulator};
+
     let emulator = Emulator::start().await?;
     emulator.start_operation("operations/1")?;
     let client = OperationsClient::builder(emulator.endpoint()).connect().await?;

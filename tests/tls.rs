@@ -265,3 +265,15 @@ async fn a_whole_configuration_of_rustls_replaces_the_rest() {
     let client = client.expect("a connection");
     client.cancel_operation(NAME).await.expect("an answer");
 }
+
+#[tokio::test]
+async fn settings_of_tls_are_refused_for_an_endpoint_without_it() {
+    let authority = Authority::new();
+    let plain = || OperationsClient::builder("http://127.0.0.1:1");
+    let tells = "endpoint \"http://127.0.0.1:1/\": settings of TLS are for https";
+    invalid(
+        plain().ca_certificate(authority.pem()).connect().await,
+        tells,
+    );
+    invalid(plain().identity("a", "b").connect_lazy(), tells);
+}

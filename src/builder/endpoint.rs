@@ -106,7 +106,11 @@ impl Endpoint {
         match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
             Some(_) => return bad("the scheme must be https or http"),
-            None => return bad("no scheme: put https:// before it"),
+            None => {
+                return bad(
+                    "no scheme: put https:// before it, or http:// for a server without TLS",
+                );
+            }
         }
         if uri.path() != "/" || uri.query().is_some() {
             return bad("gRPC's methods make the path: leave out what follows the host");

@@ -43,6 +43,11 @@ impl TlsSettings {
         self.whole = Some(config);
     }
 
+    /// Whether anything of it is set.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.cas.is_empty() || self.identity.is_some() || self.whole.is_some()
+    }
+
     /// Makes a configuration of it, for the server of that name.
     ///
     /// # Errors

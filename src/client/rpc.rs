@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 
-use super::Timeout;
+use super::settings::Timeout;
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
     ListOperationsResponse, Operation, WaitOperationRequest, duration,

@@ -15,7 +15,7 @@ use crate::{client::Stack, operation::Operation};
 /// done, or the error that ends the poll, as of [`until_done`](Poller::until_done).
 ///
 /// Progress is in the metadata of each state: [`Operation::metadata_as`]. To see it as it comes,
-/// a Wait here asks for no longer than the delay to the next look.
+/// the first look is a Get, and a Wait here asks for no longer than the delay to the next look.
 impl<S: Stack + Sync> Stream for Poller<S> {
     type Item = Result<Operation, Status>;
 

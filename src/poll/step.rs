@@ -72,7 +72,11 @@ impl<S: Stack + Sync> Poller<S> {
             target: self.target.clone(),
             initial: backoff.initial,
             delay: backoff.delay(self.looks, fastrand::f64()),
-            slice: self.policy.slice().filter(|_| !self.wait_failed),
+            // Who watches wants to see at once how it is.
+            slice: match self.wait_failed || watched && self.looks == 0 {
+                true => None,
+                false => self.policy.slice(),
+            },
             watched,
             limit,
         };

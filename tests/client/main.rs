@@ -28,7 +28,7 @@ use std::time::Duration;
 use longrunning::{
     Operation, OperationsClient, Origin, RetryPolicy, Stack, StatusExt as _,
     emulator::{CallOutcome, CallRequest, CancelBehavior, Emulator, Method},
-    proto::{CancelOperationRequest, WaitOperationRequest, operation::Result as End, rpc},
+    proto::{self, CancelOperationRequest, WaitOperationRequest, operation::Result as End, rpc},
 };
 use prost::Message as _;
 use prost_types::{Any, Duration as ProtoDuration};

@@ -151,6 +151,10 @@ async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
         .await
         .expect("an &Operation");
     client
+        .cancel_operation(operation)
+        .await
+        .expect("an Operation");
+    client
         .cancel_operation(message.clone())
         .await
         .expect("a message");
@@ -159,7 +163,7 @@ async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
         .await
         .expect("a request");
     assert!(emulator.calls().iter().all(|call| call.name() == NAME));
-    assert_eq!(emulator.calls().len(), 6);
+    assert_eq!(emulator.calls().len(), 7);
 }
 
 async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: Stack + Sync>(

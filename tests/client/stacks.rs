@@ -111,3 +111,33 @@ async fn in_process_a_call_is_retried_as_it_is_over_a_socket() {
     client.get_operation(NAME).await.expect("a third attempt");
     assert_eq!(emulator.calls().len(), 3);
 }
+
+#[tokio::test]
+async fn a_finished_client_takes_layers_and_lends_its_stack() {
+    let emulator = emulator().await;
+    emulator.delay(None, Duration::from_secs(3600));
+    let builder = OperationsClient::builder(emulator.endpoint()).timeout(Duration::from_millis(50));
+    let client = builder.connect().await.expect("it is there");
+    let sign = |mut request: tonic::Request<()>| {
+        let signed = tonic::metadata::MetadataValue::from_static("here");
+        request.metadata_mut().insert("x-signed", signed);
+        Ok(request)
+    };
+    let signing = client
+        .clone()
+        .map_stack(|stack| InterceptedService::new(stack, sign));
+    let status = signing.get_operation(NAME).await.expect_err("it is late");
+    assert_eq!(
+        status.code(),
+        Code::DeadlineExceeded,
+        "the builder's timeout"
+    );
+    let calls = emulator.calls();
+    assert_eq!(calls[0].metadata().get("x-signed").expect("signed"), "here");
+
+    emulator.delay(None, Duration::ZERO);
+    let mut stub = proto::operations_client::OperationsClient::new(client.stack().clone());
+    let request = proto::GetOperationRequest { name: NAME.into() };
+    stub.get_operation(request).await.expect("an answer");
+    assert_eq!(emulator.accepted_connections(), 1);
+}

@@ -41,3 +41,13 @@ async fn an_error_is_the_last_item_of_a_stream() {
     assert!(states.next().await.is_none());
     assert_eq!(emulator.calls().len(), 1);
 }
+
+#[tokio::test]
+async fn the_first_state_of_a_stream_comes_at_once() {
+    let emulator = emulator().await;
+    let mut states = client(&emulator).poller(NAME);
+    let state = states.next().await.expect("a state").expect("it runs");
+    assert!(!state.done);
+    let methods: Vec<_> = emulator.calls().iter().map(|call| call.method()).collect();
+    assert_eq!(methods, [Method::Get]);
+}

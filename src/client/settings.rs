@@ -1,0 +1,118 @@
+//! How a client is set: credentials, timeouts, retries, and the sizes of messages.
+
+use std::time::Duration;
+
+use tonic::Request;
+
+use super::OperationsClient;
+use crate::{
+    auth::AuthInterceptor,
+    deadline,
+    retry::{Retry, RetryPolicy},
+};
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settings {
+    pub(super) auth: Option<AuthInterceptor>,
+    pub(super) timeout: Timeout,
+    pub(super) retry: Option<Retry>,
+    pub(super) max_decoding_message_size: Option<usize>,
+    pub(super) max_encoding_message_size: Option<usize>,
+    pub(super) max_waits: Option<usize>,
+}
+
+/// How long calls may take.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timeout {
+    /// What the user has set.
+    pub(super) set: Option<Duration>,
+    /// What counts otherwise, but not for a Wait, which takes as long as it takes.
+    default: Option<Duration>,
+}
+
+impl Timeout {
+    pub(super) fn any(self) -> Option<Duration> {
+        self.set.or(self.default)
+    }
+}
+
+impl<S> OperationsClient<S> {
+    /// Sets how long a call may take, all its attempts together.
+    ///
+    /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
+    /// timeout may take that and 10 seconds instead.
+    #[must_use]
+    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout.set = Some(timeout);
+        self
+    }
+
+    /// Sets the timeout of calls for which nobody has set one.
+    pub(crate) const fn with_default_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout.default = Some(timeout);
+        self
+    }
+
+    /// Shows these credentials with every call.
+    ///
+    /// A call waits while there is no token yet: within its deadline, or 10 seconds where it has
+    /// none. An `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is. A request
+    /// whose metadata has an `authorization` keeps it, and gets nothing from these.
+    ///
+    /// They are sent over whatever connection the stack has, also one without TLS.
+    ///
+    /// ```
+    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// use longrunning::Credentials;
+    ///
+    /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
+    /// let client = client.with_credentials(auth);
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
+        self.settings.auth = Some(credentials);
+        self
+    }
+
+    /// Sets which failed calls are made again. Default is none of them.
+    ///
+    /// A stack that makes them again by itself needs no policy here.
+    #[must_use]
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = Some(Retry::new(policy));
+        self
+    }
+
+    /// Sets how many bytes an answer may have. Default is 4 MiB.
+    ///
+    /// A larger one is `RESOURCE_EXHAUSTED`.
+    #[must_use]
+    pub const fn with_max_decoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_decoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sets how many bytes a request may have. Default is no limit.
+    ///
+    /// A larger one is `RESOURCE_EXHAUSTED`; nothing is sent.
+    #[must_use]
+    pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_encoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
+    /// the 10 s that are published; and within what its caller has left.
+    pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
+        const PUBLISHED: Duration = Duration::from_secs(10);
+        let Ok(own) = deadline::timeout_in(request.metadata().as_ref()) else {
+            return; // the call will be refused for it
+        };
+        let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
+        let timeout = left.map_or(own, |left| left.min(own));
+        deadline::set(request.metadata_mut().as_mut(), timeout);
+    }
+}
