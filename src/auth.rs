@@ -59,7 +59,7 @@ pub use self::{
 /// |---|---|---|
 /// | service account key, user's file | about every 18 minutes; Google's tokens live an hour | file read, key checked, one request |
 /// | metadata server | about every 2.7 minutes; it hands out the same token until 5 minutes before its end | one request that stays on the machine |
-/// | feature `google-cloud-auth` | by that crate, 4 minutes before the end; made anew every 30 minutes | as it needs |
+/// | feature `google-cloud-auth` | by that crate, 4 minutes before the end; made anew after 24 to 30 minutes | as it needs |
 /// | custom, end known | when about three quarters of its time are over | yours |
 /// | custom, end not known | about every 4.5 minutes | yours |
 /// | bearer token, API key | never | none |
