@@ -26,7 +26,7 @@ use std::{env, fmt, path::PathBuf, sync::Arc};
 use http::HeaderValue;
 use tonic::Status;
 
-use self::failure::refused;
+use self::failure::{is_text, refused};
 pub use self::{
     interceptor::AuthInterceptor,
     token::{CallCredentials, Token},
@@ -137,7 +137,8 @@ impl Credentials {
     /// In this order: the file that `GOOGLE_APPLICATION_CREDENTIALS` names, unless it is empty; the
     /// file of `gcloud auth application-default login`, in `$CLOUDSDK_CONFIG` or the home directory;
     /// the metadata server of Google Cloud, at `GCE_METADATA_HOST` if that is set. Whether there is
-    /// a metadata server takes up to 3 s to tell; `NO_GCE_CHECK=true` says that there is none.
+    /// a metadata server takes up to 3 s to tell; `NO_GCE_CHECK=true` says that there is none. One
+    /// that has never answered counts as none: `UNAUTHENTICATED`.
     ///
     /// [Application Default Credentials]: https://cloud.google.com/docs/authentication/application-default-credentials
     pub fn application_default() -> Self {
@@ -145,6 +146,8 @@ impl Credentials {
     }
 
     /// Uses a credentials file, as downloaded from the console or written by gcloud.
+    ///
+    /// This is its path; its text is for [`json`](Self::json).
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::new(Source::Google(Place::File(path.into())))
     }
@@ -155,6 +158,9 @@ impl Credentials {
     }
 
     /// Uses an account of this machine on Google Cloud, by its email; `None` is the default account.
+    ///
+    /// While the metadata server does not answer, it is waited for: `UNAVAILABLE`. In the first
+    /// seconds of a pod it may not be there yet.
     pub fn metadata_server(account: Option<&str>) -> Self {
         let account = account.map(ToOwned::to_owned);
         Self::new(Source::Google(Place::MetadataServer(account)))
@@ -283,6 +289,7 @@ impl fmt::Debug for Credentials {
         let source: &dyn fmt::Debug = match &self.source {
             Source::None => &"none",
             Source::Google(Place::ApplicationDefault) => &"application_default",
+            Source::Google(Place::File(path)) if is_text(path) => &"file",
             Source::Google(Place::File(path)) => path,
             Source::Google(Place::Json(_)) => &"json",
             Source::Google(Place::MetadataServer(_)) => &"metadata_server",

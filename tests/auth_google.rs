@@ -182,6 +182,24 @@ async fn a_token_that_expires_is_replaced_while_the_old_one_serves() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_short_from_the_start_is_not_sent_for_long() {
+    let metadata = MetadataServer::start().await;
+    metadata.desk.live(3); // so google-authz takes it for one that ends, from the first look
+    let host = metadata.host();
+    let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    while metadata.desk.count() < 6 {
+        let (before, answer) = (metadata.desk.count(), process.tell("look").await);
+        if let Some(number) = answer.strip_prefix("authorization: Bearer token-") {
+            // The latest, or the one before while the latest is on its way.
+            assert!(number.parse::<usize>().unwrap() + 1 >= before, "{answer}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    process.end().await;
+}
+
+#[tokio::test]
 async fn an_outage_is_ridden_out_while_the_token_lives_and_then_told_and_ends_by_itself() {
     let metadata = MetadataServer::start().await;
     metadata.desk.live(15);

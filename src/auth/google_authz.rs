@@ -46,8 +46,8 @@ pub(super) async fn of_key_file(key: KeyFile, scopes: &[String]) -> Result<Token
     let scopes = leaked(scopes);
     let name = key.name().to_owned();
     let (authz, name) = apart(move || {
-        signing_key::check(&key)?;
-        let json = key.text().as_bytes();
+        let json = signing_key::checked(&key)?.to_string();
+        let json = json.as_bytes();
         let credentials = now(Credentials::builder().scopes(scopes).json(json).build())
             .and_then(Result::ok)
             .ok_or_else(|| key.refused("google-authz does not take it: download the file again"))?;

@@ -180,7 +180,7 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
     let key = HeaderName::from_bytes(name.as_bytes())
         .ok()
         .filter(|name| !name.as_str().ends_with("-bin"))
-        .ok_or_else(|| refused(format!("{name:?} is not the name of a text header")))?;
+        .ok_or_else(|| refused(no_name(name)))?;
     // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
     let mut value = Some(value)
         .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
@@ -194,4 +194,15 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
         })?;
     value.set_sensitive(true);
     Ok((key, value))
+}
+
+/// Name and value are easily swapped: what is no name may be the secret.
+fn no_name(name: &str) -> String {
+    const LONGEST: usize = 32;
+    match name.len() <= LONGEST && !name.contains(' ') {
+        true => format!("{name:?} is not the name of a text header"),
+        false => "what was given first is not the name of a text header: give the name, and then \
+                  the value"
+            .to_owned(),
+    }
 }
