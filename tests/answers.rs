@@ -113,7 +113,7 @@ async fn a_status_in_the_trailers_has_the_metadata_of_the_head_too() {
         let body = StreamBody::new(tokio_stream::iter([self::trailers(trailers)]));
         ready(Ok::<_, Infallible>(head(200, entries).map(|()| body)))
     });
-    let stub = operations_client::OperationsClient::new(stack.clone())
+    let stub = operations_client::OperationsClient::new(stack)
         .cancel_operation(CancelOperationRequest::default())
         .await
         .expect_err("fails");

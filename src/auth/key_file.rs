@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::Path,
-    sync::Arc,
     thread,
 };
 
@@ -20,7 +19,8 @@ const MAX_BYTES: u64 = 1 << 20;
 
 pub(super) struct KeyFile {
     name: String,
-    text: Arc<str>,
+    #[cfg(feature = "google-cloud-auth")]
+    text: std::sync::Arc<str>,
     fields: Map<String, Value>,
 }
 
@@ -92,6 +92,7 @@ impl KeyFile {
         };
         let key = Self {
             name: name.to_owned(),
+            #[cfg(feature = "google-cloud-auth")]
             text: text.into(),
             fields,
         };
@@ -103,7 +104,8 @@ impl KeyFile {
         &self.name
     }
 
-    pub(super) fn text(&self) -> &Arc<str> {
+    #[cfg(feature = "google-cloud-auth")]
+    pub(super) fn text(&self) -> &std::sync::Arc<str> {
         &self.text
     }
 
