@@ -8,7 +8,7 @@
 use std::{env, ffi::OsString, process::ExitCode, time::Duration};
 
 use longrunning::{Credentials, OperationsClient, Outcome, StatusExt as _, emulator::Emulator};
-use tokio::time::{Instant, sleep};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 const USAGE: &str = "usage: cancel [--endpoint URL [--auth adc|none] NAME]";
@@ -47,7 +47,7 @@ async fn run(args: impl Iterator<Item = OsString>) -> Result<String, Status> {
     match (endpoint, auth.as_deref(), name) {
         (None, None, None) => on_the_emulator().await,
         (Some(url), Some("none"), Some(name)) => cancel(&url, Credentials::none(), &name).await,
-        (Some(url), None, Some(name)) if url.starts_with("http:") => {
+        (Some(url), None, Some(name)) if url.to_ascii_lowercase().starts_with("http:") => {
             cancel(&url, Credentials::none(), &name).await
         }
         (Some(url), None | Some("adc"), Some(name)) => {
@@ -74,22 +74,26 @@ async fn cancel(url: &str, credentials: Credentials, name: &str) -> Result<Strin
     client.cancel_operation(name).await?;
     println!("cancel accepted: {name}");
 
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        let operation = client.get_operation(name).await?;
-        println!("looked: done is {}", operation.done);
-        return Ok(match operation.outcome() {
-            Outcome::Running if Instant::now() < until => {
-                sleep(Duration::from_millis(250)).await;
-                continue;
-            }
-            Outcome::Running => "RUNNING".into(),
-            Outcome::Cancelled(_) => "CANCELLED".into(),
-            Outcome::Succeeded => "COMPLETED".into(),
-            Outcome::Failed(status) => format!("FAILED {}", line(&status)),
-            _ => "UNKNOWN".into(), // done, and the server did not say how
-        });
-    }
+    let mut seen = Err(Status::deadline_exceeded("no state came within 10 s"));
+    let looking = async {
+        loop {
+            let operation = client.get_operation(name).await?;
+            println!("looked: done is {}", operation.done);
+            return Ok(match operation.outcome() {
+                Outcome::Running => {
+                    seen = Ok("RUNNING".into());
+                    sleep(Duration::from_millis(250)).await;
+                    continue;
+                }
+                Outcome::Cancelled(_) => "CANCELLED".into(),
+                Outcome::Succeeded => "COMPLETED".into(),
+                Outcome::Failed(status) => format!("FAILED {}", line(&status)),
+                _ => "FAILED UNKNOWN: done with neither a response nor an error".into(),
+            });
+        }
+    };
+    let ended = timeout(Duration::from_secs(10), looking).await;
+    ended.unwrap_or(seen) // when the time is up, what was seen last counts
 }
 
 /// Code and message on one line.

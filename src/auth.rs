@@ -26,7 +26,7 @@ use std::{env, fmt, path::PathBuf, sync::Arc};
 use http::HeaderValue;
 use tonic::Status;
 
-use self::failure::refused;
+use self::failure::{is_text, refused};
 pub use self::{
     interceptor::AuthInterceptor,
     token::{CallCredentials, Token},
@@ -58,23 +58,24 @@ pub use self::{
 /// | source | renewed | fetch |
 /// |---|---|---|
 /// | service account key, user's file | about every 18 minutes; Google's tokens live an hour | file read, key checked, one request |
-/// | metadata server | about every 2.7 minutes; it hands out the same token until 5 minutes before its end | one request that stays on the machine |
-/// | feature `google-cloud-auth` | by that crate, 4 minutes before the end; made anew every 30 minutes | as it needs |
+/// | metadata server | about every 2.7 minutes; it hands out the same token until 5 minutes before its end | a few requests, that stay on the machine |
+/// | feature `google-cloud-auth` | by that crate, 4 minutes before the end; made anew after 24 to 30 minutes | as it needs |
 /// | custom, end known | when about three quarters of its time are over | yours |
 /// | custom, end not known | about every 4.5 minutes | yours |
 /// | bearer token, API key | never | none |
 ///
-/// Each fetch starts afresh from the file, so a rotated or mended file is noticed. A fetch may take
-/// 8 s. After a failure the next comes after 0.5 s, doubling to 30 s, a fifth more or less, for as
-/// long as there is a client: nothing needs a restart. A server's `UNAUTHENTICATED` brings the next
+/// Each fetch reads the file anew, so a rotated or mended one is noticed. A fetch may take 8 s.
+/// After a failure the next comes after 0.5 s, doubling to 30 s, a fifth more or less, for as long
+/// as there is a client: nothing needs a restart. A server's `UNAUTHENTICATED` brings the next
 /// fetch forward, at most once in 10 s.
 ///
 /// # What failures look like
 ///
-/// `UNAVAILABLE` may pass by itself: no connection, no answer, a 5xx. `UNAUTHENTICATED` is for a
-/// person: a bad file, a key that is revoked, a missing certificate store. `FAILED_PRECONDITION`
-/// is for a programmer: no tokio runtime, a feature that is not compiled in. The message names the
-/// source, the field and the remedy, and never a secret.
+/// `UNAVAILABLE` may pass by itself: no connection, no answer, a 5xx, no file descriptors left.
+/// `UNAUTHENTICATED` is for a person: a bad file, a key that is revoked, a missing certificate
+/// store. `FAILED_PRECONDITION` is for a programmer: no tokio runtime, a feature that is not
+/// compiled in. The message of a source made here names what is wrong and the remedy, and no
+/// secret; that of a custom source is its own.
 ///
 /// # The crates underneath
 ///
@@ -82,15 +83,15 @@ pub use self::{
 /// `1.0.0-alpha.5` of 2022, for service accounts, users and the metadata server. In honesty: it is
 /// an alpha that has had no release since; it stands on hyper 0.14 and rustls 0.20, so a program
 /// with it has a second HTTP stack; and left to itself it hangs, panics after a failed fetch, and
-/// prints tokens in its errors. Here it is asked for one token at a time, by one task, within a time
-/// limit, never again after a failure; everything that is known to make it panic is checked before,
-/// and its errors are told in words of our own. Advisories against its tree are not reachable from
-/// here: h2 0.3 and rustls 0.20 (only its client side, to the token endpoint, runs), ring 0.16 (the
-/// overflow is in code for QUIC, the other in large ciphers), rustls-pemfile (unmaintained).
-/// `deny.toml` of this crate lists them with reasons.
+/// prints tokens in its errors. Here it is asked for one token at a time, by one task, within a
+/// time limit, never again after a failure; what is known to make it panic is checked before, but
+/// for one thing; and its errors are told in words of our own. Advisories against its tree are not
+/// reachable from here: h2 0.3 and rustls 0.20 (only its client side, to the token endpoint, runs),
+/// ring 0.16 (the overflow is in code for QUIC, the other in large ciphers), rustls-pemfile
+/// (unmaintained). `deny.toml` of this crate lists them with reasons.
 ///
-/// One thing is out of reach: an answer of the token endpoint or the metadata server with an
-/// absurd `expires_in` makes it panic. Here that is an `UNAVAILABLE`, but a program built with
+/// That one thing is out of reach: an answer of the token endpoint or the metadata server with an
+/// absurd `expires_in`. Here such a panic is an `UNAVAILABLE`, but a program built with
 /// `panic = "abort"` would end.
 ///
 /// Choose the feature `google-cloud-auth` (Rust 1.91) for what the first cannot do: workload
@@ -137,7 +138,8 @@ impl Credentials {
     /// In this order: the file that `GOOGLE_APPLICATION_CREDENTIALS` names, unless it is empty; the
     /// file of `gcloud auth application-default login`, in `$CLOUDSDK_CONFIG` or the home directory;
     /// the metadata server of Google Cloud, at `GCE_METADATA_HOST` if that is set. Whether there is
-    /// a metadata server takes up to 3 s to tell; `NO_GCE_CHECK=true` says that there is none.
+    /// a metadata server takes up to 3 s to tell; `NO_GCE_CHECK=true` says that there is none. One
+    /// that has never answered counts as none: `UNAUTHENTICATED`.
     ///
     /// [Application Default Credentials]: https://cloud.google.com/docs/authentication/application-default-credentials
     pub fn application_default() -> Self {
@@ -145,6 +147,8 @@ impl Credentials {
     }
 
     /// Uses a credentials file, as downloaded from the console or written by gcloud.
+    ///
+    /// This is its path; its text is for [`json`](Self::json).
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::new(Source::Google(Place::File(path.into())))
     }
@@ -155,6 +159,9 @@ impl Credentials {
     }
 
     /// Uses an account of this machine on Google Cloud, by its email; `None` is the default account.
+    ///
+    /// While the metadata server does not answer, it is waited for: `UNAVAILABLE`. In the first
+    /// seconds of a pod it may not be there yet.
     pub fn metadata_server(account: Option<&str>) -> Self {
         let account = account.map(ToOwned::to_owned);
         Self::new(Source::Google(Place::MetadataServer(account)))
@@ -283,6 +290,7 @@ impl fmt::Debug for Credentials {
         let source: &dyn fmt::Debug = match &self.source {
             Source::None => &"none",
             Source::Google(Place::ApplicationDefault) => &"application_default",
+            Source::Google(Place::File(path)) if is_text(path) => &"file",
             Source::Google(Place::File(path)) => path,
             Source::Google(Place::Json(_)) => &"json",
             Source::Google(Place::MetadataServer(_)) => &"metadata_server",

@@ -32,7 +32,8 @@ impl Operation {
     ///
     /// # Errors
     ///
-    /// - The operation's own error, if it failed or was cancelled: code, message and details.
+    /// - The operation's own error, if it failed or was cancelled: code, message and details, as in
+    ///   [`Outcome`].
     /// - `FAILED_PRECONDITION`: it is not done.
     /// - `UNKNOWN`: it is done, with neither response nor error.
     /// - `INVALID_ARGUMENT`: the response is of another type; the message names both.
@@ -116,6 +117,9 @@ pub enum Outcome {
     /// Its error is `CANCELLED`.
     Cancelled(Status),
     /// It has another error.
+    ///
+    /// One whose code is 0, which says that there is none, is `UNKNOWN`, and its message says so.
+    /// So is one whose code gRPC does not know: that code stays in the details.
     Failed(Status),
     /// It is done, and the server set neither a response nor an error: how it ended is not known.
     DoneWithoutResult,

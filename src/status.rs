@@ -46,6 +46,12 @@ pub trait StatusExt: sealed::Sealed {
 #[allow(clippy::exhaustive_enums)]
 pub enum Origin {
     /// The client itself: a bad argument, the deadline, credentials, an answer that cannot be decoded.
+    ///
+    /// So count, too, the statuses of a layer of the stack, such as an interceptor, and of a
+    /// generated server in this very process: both come as they are, not as a `grpc-status`, and
+    /// nothing tells one from the other. Only the emulator marks its own as
+    /// [`Server`](Self::Server). No [`RetryPolicy`](crate::RetryPolicy) makes a call again that
+    /// ended so.
     Client,
     /// The server: a `grpc-status` arrived.
     Server,

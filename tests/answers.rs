@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use longrunning::{OperationsClient, Origin, Stack, StatusExt as _, proto::CancelOperationRequest};
+use longrunning::{
+    OperationsClient, Origin, Stack, StatusExt as _,
+    proto::{CancelOperationRequest, operations_client},
+};
 use proptest::{collection::vec, prelude::*};
 use tonic::{Code, IntoRequest as _, Status, body::Body, service::interceptor::InterceptedService};
 use tower::{BoxError, ServiceBuilder, service_fn};
@@ -91,6 +94,38 @@ async fn a_status_arrives_unchanged_in_headers_and_in_trailers() {
         assert_eq!(status.metadata().get("x-more").expect("is there"), "kept");
         assert_eq!(status.origin(), Some(Origin::Server));
     }
+}
+
+#[tokio::test]
+async fn a_status_in_the_trailers_has_the_metadata_of_the_head_too() {
+    // Not by `answering`: tonic's stub asks more of a stack.
+    let stack = service_fn(|_: Request<Body>| {
+        let entries: &[(&str, &[u8])] = &[
+            ("content-type", b"application/grpc"),
+            ("x-request-id", b"42"),
+            ("x-both", b"head"),
+        ];
+        let trailers: &[(&str, &[u8])] = &[
+            ("grpc-status", b"9"),
+            ("x-more", b"kept"),
+            ("x-both", b"end"),
+        ];
+        let body = StreamBody::new(tokio_stream::iter([self::trailers(trailers)]));
+        ready(Ok::<_, Infallible>(head(200, entries).map(|()| body)))
+    });
+    let stub = operations_client::OperationsClient::new(stack)
+        .cancel_operation(CancelOperationRequest::default())
+        .await
+        .expect_err("fails");
+    let status = cancel(stack).await.expect_err("fails");
+    for name in ["content-type", "x-request-id", "x-more", "x-both"] {
+        let value = status.metadata().get(name);
+        assert_eq!(value, stub.metadata().get(name), "{name}");
+        assert!(value.is_some(), "{name}");
+    }
+    let both: Vec<_> = status.metadata().get_all("x-both").iter().collect();
+    assert_eq!(both, ["head", "end"]);
+    assert!(status.metadata().get("grpc-status").is_none());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ fn child() {
 
 #[tokio::test]
 async fn a_metadata_host_that_is_no_host() {
-    for host in ["", "http://127.0.0.1", "a b", ":80", "a/b"] {
+    for host in ["", "http://127.0.0.1", "a b", ":80", "a/b", "*"] {
         let variable = ("GCE_METADATA_HOST", Path::new(host));
         let (answer, _) = set_up("metadata", &[variable]).await;
         assert_eq!(
@@ -64,6 +64,62 @@ async fn an_endpoint_that_refuses_connections() {
              error 111)",
         )
         .await;
+    process.end().await;
+}
+
+#[tokio::test]
+async fn no_metadata_server_is_told_by_application_default_within_six_seconds() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let told = format!(
+        "Unauthenticated credentials: no application default credentials: \
+         GOOGLE_APPLICATION_CREDENTIALS is not set, there is no home directory to look for gcloud's \
+         file in, and no metadata server of Google Cloud answers at {host}, which GCE_METADATA_HOST \
+         names: run \"gcloud auth application-default login\", or set \
+         GOOGLE_APPLICATION_CREDENTIALS to a key file"
+    );
+    let variables = [("GCE_METADATA_HOST", Path::new(&host))];
+    let (answer, took) = set_up("adc", &variables).await;
+    assert_eq!(answer, told);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    drop(silent); // now it refuses
+    let (answer, took) = set_up("adc", &variables).await;
+    assert_eq!(answer, told);
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_metadata_server_that_has_answered_before_is_waited_for() {
+    let metadata = MetadataServer::start().await;
+    metadata.desk.live(12);
+    let host = metadata.host();
+    let mut process = Process::start("adc", &[("GCE_METADATA_HOST", Path::new(&host))]);
+    assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
+    drop(metadata);
+    process
+        .until(
+            "look",
+            "Unavailable credentials: the metadata server cannot be asked: Connection refused (os \
+             error 111)",
+        )
+        .await;
+    process.end().await;
+}
+
+#[tokio::test]
+async fn a_metadata_server_that_is_asked_for_by_name_is_waited_for() {
+    let metadata = MetadataServer::start().await;
+    let host = metadata.host();
+    metadata.desk.answer(Reply::Cut);
+    let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
+    process.tell("look").await;
+    while metadata.desk.count() < 2 {
+        let answer = process.tell("look").await;
+        assert!(answer.starts_with("Unavailable"), "{answer}");
+    }
+    metadata.desk.answer(None);
+    let answer = process.tell("ready").await;
+    assert!(answer.starts_with("authorization: Bearer "), "{answer}");
     process.end().await;
 }
 

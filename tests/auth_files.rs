@@ -226,6 +226,89 @@ async fn a_path_that_is_no_readable_file() {
     );
 }
 
+#[tokio::test]
+async fn the_text_of_a_file_where_its_path_belongs() {
+    let text = service_account(KEY, URI).to_string();
+    let told = "credentials file: what was given looks like the text of a file, and is not shown: \
+        give its path there, or the text to Credentials::json";
+    for text in [&*text, KEY, "{", &"a".repeat(600)] {
+        let (answer, took) = set_up(&format!("file:{}", text.replace('\n', "\\n")), &[]).await;
+        assert_eq!(answer, format!("Unauthenticated credentials: {told}"));
+        assert!(took < Duration::from_secs(6), "{took:?}");
+    }
+    let variable = ("GOOGLE_APPLICATION_CREDENTIALS", Path::new(&text));
+    let (answer, _) = set_up("adc", &[variable]).await;
+    assert_eq!(
+        answer,
+        format!("Unauthenticated credentials: GOOGLE_APPLICATION_CREDENTIALS: {told}")
+    );
+}
+
+#[tokio::test]
+async fn a_path_that_only_looks_like_text_is_read_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("{key}.json");
+    std::fs::write(&path, "{}").unwrap();
+    let told = told_of_path(&path, &[]).await;
+    assert_eq!(told, "field \"type\" is missing: download the file again");
+}
+
+/// It is for the machine, and not for a person: the next fetch may well have some.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_file_descriptors_it_is_tried_again() {
+    const LIMITED: &str = "TEST_LIMITED";
+    let Some(path) = std::env::var_os(LIMITED) else {
+        let file = file(service_account(KEY, URI).to_string());
+        let test = std::env::current_exe().unwrap();
+        let limited = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
+            .args([
+                test.as_os_str(),
+                "without_file_descriptors_it_is_tried_again".as_ref(),
+            ])
+            .env(LIMITED, &file.path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&limited.stdout);
+        assert!(
+            limited.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let path = PathBuf::from(path);
+    let told = format!(
+        "credentials: credentials file {}: Too many open files (os error 24): it is tried again",
+        path.display()
+    );
+    let auth = {
+        let _guard = runtime.enter();
+        longrunning::Credentials::file(path)
+            .interceptor_lazy()
+            .unwrap()
+    };
+    let mut taken = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        taken.push(file);
+    }
+    let failure = runtime.block_on(async {
+        loop {
+            if let Some(failure) = auth.last_failure() {
+                break failure;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    drop(taken);
+    assert_eq!(failure.code(), tonic::Code::Unavailable);
+    assert_eq!(failure.message(), told);
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_file_that_may_not_be_read() {

@@ -12,7 +12,10 @@ mod http;
 #[path = "support/trace.rs"]
 mod trace;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use self::{
     child::Process,
@@ -182,6 +185,27 @@ async fn a_token_that_expires_is_replaced_while_the_old_one_serves() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_short_from_the_start_is_not_sent_after_its_end() {
+    let metadata = MetadataServer::start().await;
+    let life = Duration::from_secs(3); // google-authz takes less than 10 s for none
+    metadata.desk.live(life.as_secs());
+    let host = metadata.host();
+    let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
+    let mut seen = (process.tell("ready").await, Instant::now());
+    assert_eq!(seen.0, "authorization: Bearer token-1");
+    while metadata.desk.count() < 6 {
+        let answer = process.tell("look").await;
+        if answer == seen.0 {
+            assert!(seen.1.elapsed() < life, "{answer}");
+        } else if answer.starts_with("authorization") {
+            seen = (answer, Instant::now());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    process.end().await;
+}
+
+#[tokio::test]
 async fn an_outage_is_ridden_out_while_the_token_lives_and_then_told_and_ends_by_itself() {
     let metadata = MetadataServer::start().await;
     metadata.desk.live(15);
@@ -190,7 +214,7 @@ async fn an_outage_is_ridden_out_while_the_token_lives_and_then_told_and_ends_by
     let mut process = Process::start("metadata", &variables);
     assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
     metadata.desk.answer(Reply::status(500, "down"));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let refusal = loop {
         let answer = process.tell("look").await;
         if answer != "authorization: Bearer token-1" {

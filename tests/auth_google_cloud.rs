@@ -12,6 +12,7 @@ mod trace;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -102,11 +103,15 @@ impl Federation {
 }
 
 fn token(name: &str) -> Reply {
+    token_for(name, 3600)
+}
+
+fn token_for(name: &str, seconds: u64) -> Reply {
     let answer = json!({
         "access_token": name,
         "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
         "token_type": "Bearer",
-        "expires_in": 3600,
+        "expires_in": seconds,
     });
     Reply::ok(answer.to_string())
 }
@@ -195,6 +200,28 @@ async fn a_rejected_token_is_fetched_anew() {
 }
 
 #[tokio::test]
+async fn a_token_is_sent_until_its_end_and_not_beyond() {
+    let federation = Federation::start().await;
+    federation.answer(token_for("token-1", 4));
+    let mut process = federation.process(&federation.file());
+    assert_eq!(process.tell("ready").await, carrying("token-1"));
+    let start = Instant::now();
+    federation.answer(Reply::status(503, ""));
+    let refusal = loop {
+        let answer = process.tell("look").await;
+        if answer != carrying("token-1") {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let good_for = start.elapsed();
+    assert!(refusal.starts_with("Unavailable"), "{refusal}");
+    assert!(good_for > Duration::from_secs(3), "{good_for:?}");
+    assert!(good_for < Duration::from_secs(5), "{good_for:?}");
+    process.end().await;
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_told_before_anyone_is_asked() {
     let federation = Federation::start().await;
     let again = "download the file again";
@@ -241,10 +268,48 @@ async fn what_is_wrong_is_told_before_anyone_is_asked() {
     assert!(federation.requests.lock().unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn no_secret_within_source_credentials_goes_off_this_machine_in_plaintext() {
+    let federation = Federation::start().await;
+    let user = |uri: &str| {
+        json!({
+            "type": "authorized_user",
+            "client_id": "id",
+            "client_secret": SUBJECT,
+            "refresh_token": SUBJECT,
+            "token_uri": uri,
+        })
+    };
+    let impersonating = |source: Value| {
+        json!({
+            "type": "impersonated_service_account",
+            "service_account_impersonation_url": "https://localhost:1/a:generateAccessToken",
+            "source_credentials": source,
+        })
+    };
+    let plain = "http://sts.invalid/token";
+    let mut workload = federation.file();
+    workload["token_url"] = plain.into();
+    for (source, field) in [
+        (user(plain), "token_uri"),
+        (workload, "token_url"),
+        (impersonating(user(plain)), "source_credentials.token_uri"),
+    ] {
+        let mut process = federation.process(&impersonating(source));
+        let refusal = federation.told(&format!(
+            "field \"source_credentials.{field}\" is not an https URL: mend it"
+        ));
+        assert_eq!(
+            process.tell("ready").await,
+            format!("Unauthenticated {refusal}")
+        );
+        let said = process.end().await;
+        assert!(!said.contains(SUBJECT), "{said}");
+    }
+}
+
 #[cfg(not(feature = "google-authz"))]
 mod without_google_authz {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test]
@@ -293,7 +358,7 @@ mod without_google_authz {
         let answer = process.tell("new").await;
         assert!(answer.starts_with("authorization: Bearer eyJ"), "{answer}");
         process.end().await;
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let mut process = federation.process(&file("key"));
         let answer = process.tell("new").await;
         assert!(

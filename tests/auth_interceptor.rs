@@ -250,7 +250,7 @@ fn what_cannot_stand_in_a_header_is_refused_at_once() {
         assert_eq!(status.code(), Code::Unauthenticated);
         assert_eq!(status.message(), expected);
     }
-    for name in ["", "a b", "a-bin", ":authority"] {
+    for name in ["", "a,b", "a-bin", ":authority"] {
         let status = Token::header(name, "value").unwrap_err();
         assert_eq!(
             status.message(),
@@ -295,6 +295,21 @@ async fn googles_sources_name_the_feature_that_they_need() {
             status.message(),
             "credentials: Google's credentials need the feature google-authz or google-cloud-auth \
              of the crate longrunning"
+        );
+    }
+}
+
+#[test]
+fn a_secret_that_stands_where_the_name_should_is_not_shown() {
+    for secret in [
+        "Bearer ya29.secret",
+        "a-secret-without-spaces-but-@-and-long",
+    ] {
+        let status = Token::header(secret, "authorization").unwrap_err();
+        assert_eq!(
+            status.message(),
+            "credentials: what was given first is not the name of a text header: give the name, and \
+             then the value"
         );
     }
 }

@@ -39,6 +39,8 @@ struct Inner {
     steps: Vec<Step>,
     fetches: Mutex<Vec<Instant>>,
     rejections: AtomicUsize,
+    /// Whether it panics when it hears of a rejection.
+    is_rude: AtomicBool,
     dropped: Arc<AtomicBool>,
 }
 
@@ -54,6 +56,7 @@ impl Script {
             steps: steps.into(),
             fetches: Mutex::default(),
             rejections: AtomicUsize::new(0),
+            is_rude: AtomicBool::new(false),
             dropped: Arc::default(),
         }))
     }
@@ -100,6 +103,7 @@ impl CallCredentials for Script {
 
     fn rejected(&self) {
         self.0.rejections.fetch_add(1, SeqCst);
+        assert!(!self.0.is_rude.load(SeqCst), "the script says so");
     }
 }
 
@@ -327,6 +331,62 @@ async fn a_thousand_rejections_make_one_fetch_ten_seconds_later() {
     auth.rejected(); // the last fetch is long ago: at once
     settle().await;
     assert_eq!(script.count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_at_a_rejection_is_asked_for_its_next_token() {
+    let script = Script::new([Step::For(HOUR)]);
+    script.0.is_rude.store(true, SeqCst);
+    let auth = script.credentials().interceptor().await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    auth.rejected();
+    settle().await;
+    assert_eq!(script.0.rejections.load(SeqCst), 1);
+    assert_eq!(header(&auth).unwrap(), "Bearer token-2");
+    sleep(2 * HOUR).await;
+    assert!(script.count() > 2);
+    auth.ready().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_ends_sooner_does_not_take_the_place_of_a_longer_one() {
+    let script = Script::new([
+        Step::For(HOUR),
+        Step::For(Duration::from_secs(60)),
+        Step::Fail(Code::Unavailable),
+        Step::For(Duration::from_secs(60)),
+        Step::For(HOUR),
+    ]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    let mut seen = Vec::new();
+    go_on(HOUR, || {
+        seen.push(header(&auth).unwrap()); // at no moment is there none
+        assert_eq!(auth.last_failure().map(|status| status.code()), None);
+    })
+    .await;
+    seen.dedup();
+    assert_eq!(seen, ["Bearer token-1", "Bearer token-5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_ends_sooner_takes_the_place_of_one_that_was_refused() {
+    let minute = Duration::from_secs(60);
+    let script = Script::new([Step::For(HOUR), Step::For(minute)]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    sleep(minute).await;
+    auth.rejected();
+    settle().await;
+    assert_eq!(header(&auth).unwrap(), "Bearer token-2");
+
+    let late = Step::Late(Duration::from_secs(2)); // for an hour
+    let script = Script::new([Step::For(10 * HOUR), late]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    while script.count() < 2 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    auth.rejected(); // while its successor is on the way
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(header(&auth).unwrap(), "Bearer token-2");
 }
 
 #[tokio::test(start_paused = true)]

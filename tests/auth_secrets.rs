@@ -181,3 +181,13 @@ async fn of_files_that_are_no_good() {
     let none = [("SSL_CERT_FILE", Path::new("/nonexistent.pem"))];
     search(&credentials, &none, "Unauthenticated").await;
 }
+
+#[tokio::test]
+async fn of_a_text_that_is_taken_for_a_path() {
+    let mut account = service_account(KEY, "https://localhost:1/token");
+    account["client_id"] = SECRET.into();
+    let text = account.to_string();
+    search(&format!("file:{text}"), &[], "Unauthenticated").await;
+    let variable = ("GOOGLE_APPLICATION_CREDENTIALS", Path::new(&text));
+    search("adc", &[variable], "Unauthenticated").await;
+}

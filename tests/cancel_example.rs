@@ -5,14 +5,14 @@ use std::{
     ffi::OsStr,
     net::{SocketAddr, TcpListener},
     process::{Command, Output},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use longrunning::{
-    emulator::{CancelBehavior, Emulator, Method},
+    emulator::{CallOutcome, CancelBehavior, Emulator, Method},
     proto::rpc,
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 const NAME: &str = "projects/p/locations/l/operations/1";
 
@@ -20,6 +20,12 @@ const NAME: &str = "projects/p/locations/l/operations/1";
 type Ending = (Option<i32>, String, String);
 
 async fn run<A: AsRef<OsStr>>(args: &[A]) -> Ending {
+    // No metadata server, and no need to look for one.
+    run_with(args, ("NO_GCE_CHECK", "true")).await
+}
+
+/// Runs it on a machine without credentials, with this variable.
+async fn run_with<A: AsRef<OsStr>>(args: &[A], variable: (&str, &str)) -> Ending {
     let mut example = env::current_exe().expect("a test has a path");
     example.pop(); // target/debug/deps
     example.pop();
@@ -30,13 +36,16 @@ async fn run<A: AsRef<OsStr>>(args: &[A]) -> Ending {
     );
     let mut command = Command::new(example);
     command.args(args);
-    // A machine without credentials, that need not look for a metadata server.
-    command
-        .env_remove("GOOGLE_APPLICATION_CREDENTIALS")
-        .env_remove("CLOUDSDK_CONFIG");
+    for name in [
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "CLOUDSDK_CONFIG",
+        "GCE_METADATA_HOST",
+    ] {
+        command.env_remove(name);
+    }
     command
         .env("HOME", "/nonexistent")
-        .env("NO_GCE_CHECK", "true");
+        .env(variable.0, variable.1);
     let output = tokio::task::spawn_blocking(move || command.output());
     let Output {
         status,
@@ -95,9 +104,54 @@ async fn it_tells_how_the_operation_of_a_real_server_ended() {
 }
 
 #[tokio::test]
+async fn what_is_done_without_a_result_has_failed() {
+    let odd = emulator(CancelBehavior::CompleteWithoutResult).await;
+    let expected = "FAILED UNKNOWN: done with neither a response nor an error";
+    assert_eq!(against(&odd).await, outcome(expected));
+}
+
+#[tokio::test]
 async fn what_still_runs_after_ten_seconds_is_running() {
     let emulator = emulator(CancelBehavior::Ignore).await;
+    let start = Instant::now();
     assert_eq!(against(&emulator).await, outcome("RUNNING"));
+    assert!(start.elapsed() < Duration::from_secs(12));
+}
+
+#[tokio::test]
+async fn a_look_that_hangs_does_not_prolong_the_looking() {
+    let emulator = emulator(CancelBehavior::Ignore).await;
+    let start = Instant::now();
+    let seen = |emulator: &Emulator| {
+        let mut looks = emulator.calls_of(Method::Get).into_iter();
+        looks.any(|look| look.outcome() == CallOutcome::Answered(Code::Ok))
+    };
+    let hang = async {
+        emulator.wait_until(seen).await;
+        emulator.delay(Method::Get, Duration::from_secs(60));
+    };
+    let (ending, ()) = tokio::join!(against(&emulator), hang);
+    assert_eq!(ending, outcome("RUNNING"));
+    assert!(start.elapsed() < Duration::from_secs(12));
+}
+
+#[tokio::test]
+async fn what_was_never_seen_is_not_said_to_be_running() {
+    let emulator = emulator(CancelBehavior::Ignore).await;
+    emulator.delay(Method::Get, Duration::from_secs(60));
+    let start = Instant::now();
+    let (code, _, line) = against(&emulator).await;
+    assert_eq!(code, Some(1));
+    assert!(line.starts_with("error: DEADLINE_EXCEEDED: "), "{line}");
+    assert!(start.elapsed() < Duration::from_secs(12));
+}
+
+#[tokio::test]
+async fn a_scheme_in_capitals_is_the_same() {
+    let emulator = emulator(CancelBehavior::Cancel).await;
+    let url = emulator.endpoint().replace("http:", "HTTP:");
+    let ending = run(&["--endpoint", &url, NAME]).await;
+    assert_eq!(ending, outcome("CANCELLED"));
 }
 
 #[tokio::test]
@@ -184,4 +238,25 @@ async fn without_credentials_it_says_what_is_missing_before_it_calls() {
         assert!(line.starts_with(expected), "{line}");
     }
     assert_eq!(emulator.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn a_metadata_server_that_does_not_answer_is_told_within_six_seconds() {
+    let tls = format!("https://{}", free_address());
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    for host in [free_address(), silent.local_addr().expect("it has one")] {
+        let host = host.to_string();
+        let start = Instant::now();
+        let args = ["--endpoint", &tls, NAME];
+        let (code, _, line) = run_with(&args, ("GCE_METADATA_HOST", &host)).await;
+        assert!(start.elapsed() < Duration::from_secs(6), "{line}");
+        assert_eq!(code, Some(1));
+        let expected = format!(
+            "error: UNAUTHENTICATED: credentials: no application default credentials: \
+             GOOGLE_APPLICATION_CREDENTIALS is not set, there is no file \
+             /nonexistent/.config/gcloud/application_default_credentials.json, and no metadata \
+             server of Google Cloud answers at {host}"
+        );
+        assert!(line.starts_with(&expected), "{line}");
+    }
 }

@@ -51,6 +51,17 @@ impl CallCredentials for Counting {
     }
 }
 
+/// A source that asks a server for its tokens.
+struct Remote(OperationsClient);
+
+#[tonic::async_trait]
+impl CallCredentials for Remote {
+    async fn token(&self) -> Result<Token, Status> {
+        self.0.get_operation("tokens/1").await?;
+        Token::bearer("t")
+    }
+}
+
 /// A source that fails.
 struct Failing(Status);
 
@@ -398,4 +409,48 @@ async fn credentials_do_not_go_over_plaintext_unless_asked_for_by_name() {
         .expect("asked for by name");
     let nothing = OperationsClient::builder("http://longrunning.invalid");
     nothing.connect_lazy().expect("there is nothing to read");
+}
+
+#[tokio::test]
+async fn what_a_source_heard_of_its_own_server_is_not_the_word_of_the_server_called() {
+    let server = emulator().await;
+    for (refusal, code) in [
+        (
+            Status::unauthenticated("who are you?"),
+            Code::Unauthenticated,
+        ),
+        (
+            Status::failed_precondition("not now"),
+            Code::FailedPrecondition,
+        ),
+    ] {
+        let vault = Emulator::start().await.expect("a free port");
+        let message = refusal.message().to_owned();
+        vault.fail_next(None, 100, refusal);
+        let asking = OperationsClient::builder(vault.endpoint());
+        let asking = asking.connect().await.expect("it listens");
+        let client = OperationsClient::builder(server.endpoint())
+            .credentials(Credentials::custom(Remote(asking)))
+            .connect_lazy()
+            .expect("a good endpoint");
+        let status = client.get_operation(NAME).await.expect_err("no token");
+        assert_eq!((status.code(), status.message()), (code, &*message));
+        assert_eq!(status.origin(), Some(Origin::Client));
+        let mut cause = std::error::Error::source(&status);
+        while let Some(error) = cause {
+            if error
+                .downcast_ref::<Status>()
+                .and_then(|status| status.origin())
+                == Some(Origin::Server)
+            {
+                break;
+            }
+            cause = error.source();
+        }
+        assert!(
+            cause.is_some(),
+            "its own server's word is kept as the cause: {status:?}"
+        );
+    }
+    assert_eq!(server.calls().len(), 0);
 }

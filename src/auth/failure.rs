@@ -1,10 +1,13 @@
 //! How a failure of credentials is told: whether it may pass by itself, and in which words.
 
-use std::{any::Any, fmt};
+use std::{any::Any, fmt, path::Path};
 
 use tonic::{Code, Status};
 
-use crate::status::{Origin, caused, local, mark};
+use crate::status::{Origin, StatusExt as _, caused, local, mark};
+
+/// Longer than the paths of files commonly are, and shorter than any key.
+const LONG: usize = 512;
 
 /// What a person has to mend.
 pub(super) fn refused(message: impl fmt::Display) -> Status {
@@ -36,7 +39,9 @@ pub(super) fn classified(status: Status) -> Status {
         | Code::Unimplemented => Code::Unauthenticated,
         _ => Code::Unavailable,
     };
-    if code == status.code() {
+    // A source that asked a server has that one's word: it is not of the server that is called.
+    let is_foreign = matches!(status.origin(), Some(Origin::Server | Origin::Transport));
+    if code == status.code() && !is_foreign {
         return mark(status, Origin::Client);
     }
     let message = status.message().to_owned();
@@ -46,4 +51,11 @@ pub(super) fn classified(status: Status) -> Status {
 /// The payload of a panic is dropped, for it may hold anything.
 pub(super) fn panicked(_: Box<dyn Any + Send>) -> Status {
     unavailable("the source of the credentials panicked: this is a bug in it")
+}
+
+/// Tells whether what was given for the path of a file is rather its text: that may hold a key, and
+/// must not be shown.
+pub(super) fn is_text(path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    path.len() > LONG || path.contains(['{', '\n']) || path.contains("-----BEGIN")
 }

@@ -80,19 +80,33 @@ impl Google {
     }
 
     async fn of_metadata_server(&self, account: Option<&str>) -> Result<Token, Status> {
-        match metadata_server::detect().await {
-            Ok(()) => self.on_google_cloud.store(true, Ordering::Relaxed),
-            Err(_) if self.on_google_cloud.load(Ordering::Relaxed) => {
-                return Err(unavailable("the metadata server does not answer any more"));
-            }
-            Err(absent) => return Err(absent),
-        }
+        self.find_metadata_server().await?;
         #[cfg(feature = "google-authz")]
         return super::google_authz::of_metadata_server(account, &self.scopes).await;
         #[cfg(not(feature = "google-authz"))]
         self.google_cloud_auth
             .of_metadata_server(account, &self.scopes)
             .await
+    }
+
+    /// The crates below are only asked where there is one, or where the environment names one: they
+    /// would panic, or look for others.
+    async fn find_metadata_server(&self) -> Result<(), Status> {
+        let host = metadata_server::Host::of_environment()?;
+        let is_known = self.on_google_cloud.load(Ordering::Relaxed);
+        let is_asked_for = matches!(self.place, Place::MetadataServer(_));
+        if matches!(host, metadata_server::Host::Named(_)) && (is_known || is_asked_for) {
+            return Ok(());
+        }
+        if host.answers().await? {
+            self.on_google_cloud.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        Err(match is_known || is_asked_for {
+            // It may be restarting, or not have started yet.
+            true => unavailable(host.silence()),
+            false => failure::refused(host.silence()),
+        })
     }
 }
 

@@ -7,7 +7,6 @@
 use std::{
     convert::Infallible,
     future::{self, Future, Ready},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll, Waker},
@@ -25,7 +24,7 @@ use super::{
     failure::{refused, unavailable},
     key_file::{KeyFile, apart},
     oauth, signing_key,
-    token::Token,
+    token::{Look, Token},
 };
 
 /// Google's tokens live an hour: two thirds of it can be ridden out.
@@ -35,6 +34,8 @@ const RENEW_KEY: Duration = Duration::from_secs(20 * 60);
 const RENEW_METADATA: Duration = Duration::from_secs(3 * 60);
 /// An instance that says ready has a token that is good for so long at least (its `EXPIRY_DELTA`).
 const GOOD_FOR: Duration = Duration::from_secs(10);
+/// How often an instance is asked. It costs a lock that nobody else holds.
+const LOOK: Duration = Duration::from_secs(2);
 /// How much is read of a refusal, and for how long.
 const MAX_REFUSAL: usize = 8 * 1024;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -45,8 +46,8 @@ pub(super) async fn of_key_file(key: KeyFile, scopes: &[String]) -> Result<Token
     let scopes = leaked(scopes);
     let name = key.name().to_owned();
     let (authz, name) = apart(move || {
-        signing_key::check(&key)?;
-        let json = key.text().as_bytes();
+        let json = signing_key::checked(&key)?.to_string();
+        let json = json.as_bytes();
         let credentials = now(Credentials::builder().scopes(scopes).json(json).build())
             .and_then(Result::ok)
             .ok_or_else(|| key.refused("google-authz does not take it: download the file again"))?;
@@ -104,7 +105,7 @@ async fn fetch(mut authz: Authz, endpoint: &str, renew: Duration) -> Result<Toke
     let token = Token::header("authorization", value)?;
     Ok(token
         .renew_after(renew)
-        .lease(move || is_good(&mut authz).then_some(GOOD_FOR)))
+        .lease(LOOK, move || look(&mut authz)))
 }
 
 fn poll_ready(
@@ -116,10 +117,11 @@ fn poll_ready(
 
 /// Looks without waiting. After a no, the instance has begun a fetch that nobody drives, and must
 /// not be asked again.
-fn is_good(authz: &mut Authz) -> bool {
-    let mut cx = Context::from_waker(Waker::noop());
-    let look = catch_unwind(AssertUnwindSafe(|| poll_ready(authz, &mut cx)));
-    matches!(look, Ok(Poll::Ready(Ok(()))))
+fn look(authz: &mut Authz) -> Look {
+    match poll_ready(authz, &mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(())) => Look::GoodFor(GOOD_FOR),
+        _ => Look::Renew,
+    }
 }
 
 /// Tells an error in words of our own: what these print may hold a token, or all headers.

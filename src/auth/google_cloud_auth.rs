@@ -2,8 +2,8 @@
 //! kinds that google-authz knows if that is not compiled in.
 //!
 //! Its objects renew themselves, and never recover from a permanent error. So one is kept while it
-//! works, made anew after a failure, and made anew every half hour in any case: it tries again a
-//! renewal that it gave up only when its token has ended.
+//! works, made anew after a failure, and made anew within half an hour in any case: it tries again
+//! a renewal that it gave up only when its token has ended.
 
 mod check;
 
@@ -30,13 +30,16 @@ use super::{
     failure::{refused, unavailable},
     key_file::KeyFile,
     oauth,
-    token::Token,
+    token::{Look, Token},
 };
 
-/// When an object is made anew even though it works.
+/// By when an object is made anew even though it works. The owner asks for that after four fifths
+/// of it at the earliest.
 const RENEW: Duration = Duration::from_secs(30 * 60);
-/// For how long a token that its object still hands out is taken to be good: a little more than
-/// the time until the next look.
+const MADE_ANEW_FROM: Duration = Duration::from_secs(24 * 60);
+/// How often an object is asked whether it still hands out the token. Nothing else tells of its end.
+const LOOK: Duration = Duration::from_millis(200);
+/// For how long a token is sent if nobody looks: a busy process may be late.
 const GOOD_FOR: Duration = Duration::from_secs(3);
 
 /// The object that works, if one does.
@@ -63,7 +66,7 @@ impl Cache {
         check_tls().await?;
         let credentials =
             build(&key, scopes.to_vec()).map_err(|error| key.refused(told_build(&error)))?;
-        let token = token(&credentials, key.name()).await?;
+        let token = token(&credentials, key.name(), RENEW).await?;
         self.keep(key.text(), credentials);
         Ok(token)
     }
@@ -90,7 +93,7 @@ impl Cache {
             .with_scopes(scopes.to_vec())
             .build()
             .map_err(|error| refused(format_args!("{name}: {}", told_build(&error))))?;
-        let token = token(&credentials, name).await?;
+        let token = token(&credentials, name, RENEW).await?;
         self.keep(&text, credentials);
         Ok(token)
     }
@@ -103,10 +106,11 @@ impl Cache {
     async fn kept(&self, text: &Arc<str>, name: &str) -> Option<Token> {
         // Taken out, and put back only if it works: one that hangs must not be asked again.
         let live = self.lock().take()?;
-        if live.text != *text || live.made.elapsed() >= RENEW {
+        let age = live.made.elapsed();
+        if live.text != *text || age >= MADE_ANEW_FROM {
             return None;
         }
-        let token = token(&live.credentials, name).await.ok()?;
+        let token = token(&live.credentials, name, RENEW - age).await.ok()?;
         *self.lock() = Some(live);
         Some(token)
     }
@@ -147,7 +151,7 @@ fn build(key: &KeyFile, scopes: Vec<String>) -> Result<Credentials, BuildError> 
     }
 }
 
-async fn token(credentials: &Credentials, name: &str) -> Result<Token, Status> {
+async fn token(credentials: &Credentials, name: &str, renew: Duration) -> Result<Token, Status> {
     let (headers, tag) = match credentials.headers(Extensions::new()).await {
         Ok(CacheableResource::New { entity_tag, data }) => (data, entity_tag),
         Ok(CacheableResource::NotModified) => {
@@ -159,8 +163,8 @@ async fn token(credentials: &Credentials, name: &str) -> Result<Token, Status> {
     };
     let credentials = credentials.clone();
     Ok(of_headers(&headers)?
-        .renew_after(RENEW)
-        .lease(move || is_current(&credentials, &tag).then_some(GOOD_FOR)))
+        .renew_after(renew)
+        .lease(LOOK, move || look(&credentials, &tag)))
 }
 
 fn of_headers(headers: &HeaderMap) -> Result<Token, Status> {
@@ -175,15 +179,20 @@ fn of_headers(headers: &HeaderMap) -> Result<Token, Status> {
     token.ok_or_else(|| unavailable("google-cloud-auth gave no headers"))
 }
 
-/// Looks without waiting whether the object still hands out this very token.
-fn is_current(credentials: &Credentials, tag: &EntityTag) -> bool {
+/// Looks without waiting whether the object still hands out this very token. While it has none that
+/// is good it fails, or would wait.
+fn look(credentials: &Credentials, tag: &EntityTag) -> Look {
     let mut extensions = Extensions::new();
     extensions.insert(tag.clone());
     let mut headers = std::pin::pin!(credentials.headers(extensions));
-    let look = headers
+    let headers = headers
         .as_mut()
         .poll(&mut Context::from_waker(Waker::noop()));
-    matches!(look, Poll::Ready(Ok(CacheableResource::NotModified)))
+    match headers {
+        Poll::Ready(Ok(CacheableResource::NotModified)) => Look::GoodFor(GOOD_FOR),
+        Poll::Ready(Ok(CacheableResource::New { .. })) => Look::Renew,
+        Poll::Ready(Err(_)) | Poll::Pending => Look::Ended,
+    }
 }
 
 /// Tells an error in words of our own: these quote the answer of the endpoint.

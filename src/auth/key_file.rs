@@ -5,7 +5,6 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::Path,
-    sync::Arc,
     thread,
 };
 
@@ -13,46 +12,60 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::failure::{refused, unavailable};
+use super::failure::{is_text, refused, unavailable};
 
 /// Google's files have 2 to 4 KiB.
 const MAX_BYTES: u64 = 1 << 20;
 
 pub(super) struct KeyFile {
     name: String,
-    text: Arc<str>,
+    #[cfg(feature = "google-cloud-auth")]
+    text: std::sync::Arc<str>,
     fields: Map<String, Value>,
 }
 
 impl KeyFile {
     pub(super) async fn read(path: &Path) -> Result<Self, Status> {
-        let name = format!("credentials file {}", path.display());
-        Self::found(read(path).await?, &name)
+        Self::found(read(path).await?, "credentials file", path)
     }
 
     /// Reads the file that an environment variable names.
     pub(super) async fn read_for(variable: &str, path: &Path) -> Result<Self, Status> {
-        let name = format!("{variable}: credentials file {}", path.display());
-        Self::found(read(path).await?, &name)
+        let what = format!("{variable}: credentials file");
+        Self::found(read(path).await?, &what, path)
     }
 
     pub(super) async fn read_if_exists(path: &Path) -> Result<Option<Self>, Status> {
-        let name = format!("credentials file {}", path.display());
         match read(path).await? {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            outcome => Self::found(outcome, &name).map(Some),
+            outcome => Self::found(outcome, "credentials file", path).map(Some),
         }
     }
 
-    fn found(outcome: io::Result<String>, name: &str) -> Result<Self, Status> {
-        let remedy = |error: &io::Error| match error.kind() {
+    fn found(outcome: io::Result<String>, what: &str, path: &Path) -> Result<Self, Status> {
+        let error = match outcome {
+            // What could be read is a path, whatever it looks like.
+            Ok(text) => return Self::parse(&format!("{what} {}", path.display()), &text),
+            Err(error) => error,
+        };
+        if is_text(path) {
+            return Err(refused(format_args!(
+                "{what}: what was given looks like the text of a file, and is not shown: give its \
+                 path there, or the text to Credentials::json"
+            )));
+        }
+        let name = format!("{what} {}", path.display());
+        let remedy = match error.kind() {
+            _ if may_pass(&error) => {
+                return Err(unavailable(format_args!(
+                    "{name}: {error}: it is tried again"
+                )));
+            }
             io::ErrorKind::NotFound => "put the file there, or name another",
             io::ErrorKind::PermissionDenied => "let the user of this process read it",
             _ => "name a file of JSON",
         };
-        let text = outcome
-            .map_err(|error| refused(format_args!("{name}: {error}: {}", remedy(&error))))?;
-        Self::parse(name, &text)
+        Err(refused(format_args!("{name}: {error}: {remedy}")))
     }
 
     pub(super) fn parse(name: &str, text: &str) -> Result<Self, Status> {
@@ -79,6 +92,7 @@ impl KeyFile {
         };
         let key = Self {
             name: name.to_owned(),
+            #[cfg(feature = "google-cloud-auth")]
             text: text.into(),
             fields,
         };
@@ -90,7 +104,8 @@ impl KeyFile {
         &self.name
     }
 
-    pub(super) fn text(&self) -> &Arc<str> {
+    #[cfg(feature = "google-cloud-auth")]
+    pub(super) fn text(&self) -> &std::sync::Arc<str> {
         &self.text
     }
 
@@ -133,6 +148,20 @@ impl KeyFile {
     pub(super) fn refused(&self, message: impl Display) -> Status {
         refused(format_args!("{}: {message}", self.name))
     }
+}
+
+/// Whether the machine is to blame and not the file: it has no descriptors or memory left, say.
+pub(super) fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, StaleNetworkFileHandle, TimedOut};
+    // No kind yet is for these.
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    let no_descriptors = cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE));
+    no_descriptors
+        || matches!(
+            error.kind(),
+            Interrupted | OutOfMemory | ResourceBusy | StaleNetworkFileHandle | TimedOut
+        )
 }
 
 async fn read(path: &Path) -> Result<io::Result<String>, Status> {

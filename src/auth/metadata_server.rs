@@ -1,54 +1,98 @@
 //! Whether this machine has Google Cloud's metadata server.
 
-use std::{env, time::Duration};
+use std::{
+    env,
+    future::ready,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
+    time::Duration,
+};
 
+use http::{Uri, uri::Authority};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     time::timeout,
 };
 use tonic::Status;
 
-use super::failure::refused;
+use super::{
+    failure::{refused, unavailable},
+    key_file::{apart, may_pass},
+};
 
-/// Where it is, on every machine that has one. Asked by address: a name server that does not answer
-/// would hold up the end of the runtime, for there is no way to stop a look-up.
-const ADDRESS: &str = "169.254.169.254:80";
+/// Where it is, on every machine that has one.
+const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), 80);
 /// As long as Google's own libraries wait. One that is there answers in a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(3);
 const HOST_VARIABLE: &str = "GCE_METADATA_HOST";
 /// What Google's library for Python calls it, too.
 const OFF_VARIABLE: &str = "NO_GCE_CHECK";
 
-/// Finds out whether there is a metadata server, within 3 s.
-///
-/// # Errors
-///
-/// `UNAUTHENTICATED` if there is none.
-pub(super) async fn detect() -> Result<(), Status> {
-    if let Some(host) = env::var_os(HOST_VARIABLE) {
-        return match host.to_str() {
-            Some(host) if is_host(host) => Ok(()),
-            _ => Err(refused(format_args!(
-                "{HOST_VARIABLE} is not a host, or a host and a port, such as \
-                 metadata.google.internal:80: set it so, or unset it"
-            ))),
-        };
-    }
-    if env::var_os(OFF_VARIABLE).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-        return Err(refused(format_args!(
-            "{OFF_VARIABLE} says that there is no metadata server of Google Cloud"
-        )));
-    }
-    ask(ADDRESS).await
+/// Where a metadata server is asked for.
+#[derive(Debug)]
+pub(super) enum Host {
+    Usual,
+    /// Where the environment says.
+    Named(String),
 }
 
-async fn ask(address: &str) -> Result<(), Status> {
-    match timeout(PATIENCE, is_metadata_server(address)).await {
-        Ok(Ok(true)) => Ok(()),
-        _ => Err(refused(format_args!(
-            "no metadata server of Google Cloud answers at {address}"
+impl Host {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    ///
+    /// `UNAUTHENTICATED`: it says that there is none, or names what is no host.
+    pub(super) fn of_environment() -> Result<Self, Status> {
+        if let Some(host) = env::var_os(HOST_VARIABLE) {
+            return match host.into_string() {
+                Ok(host) if is_host(&host) => Ok(Self::Named(host)),
+                _ => Err(refused(format_args!(
+                    "{HOST_VARIABLE} is not a host, or a host and a port, such as \
+                     metadata.google.internal:80: set it so, or unset it"
+                ))),
+            };
+        }
+        if env::var_os(OFF_VARIABLE).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Err(refused(format_args!(
+                "{OFF_VARIABLE} says that there is no metadata server of Google Cloud"
+            )));
+        }
+        Ok(Self::Usual)
+    }
+
+    /// Finds out within 3 s whether one is there.
+    ///
+    /// # Errors
+    ///
+    /// `UNAVAILABLE`: this machine cannot ask.
+    pub(super) async fn answers(&self) -> Result<bool, Status> {
+        match self {
+            Self::Usual => ask(ready(Ok(vec![ADDRESS])), is_googles).await,
+            // The environment may name one of any kind.
+            Self::Named(host) => ask(addresses(host), is_http).await,
+        }
+    }
+
+    pub(super) fn silence(&self) -> String {
+        let none = "no metadata server of Google Cloud answers at";
+        match self {
+            Self::Usual => format!("{none} {ADDRESS}"),
+            Self::Named(host) => format!("{none} {host}, which {HOST_VARIABLE} names"),
+        }
+    }
+}
+
+async fn ask(
+    addresses: impl Future<Output = io::Result<Vec<SocketAddr>>>,
+    is_it: fn(&[String]) -> bool,
+) -> Result<bool, Status> {
+    match timeout(PATIENCE, async { head(&addresses.await?).await }).await {
+        Ok(Ok(head)) => Ok(is_it(&head)),
+        Ok(Err(error)) if may_pass(&error) => Err(unavailable(format_args!(
+            "the metadata server cannot be asked: {error}"
         ))),
+        _ => Ok(false),
     }
 }
 
@@ -69,7 +113,12 @@ pub(super) fn check_account(account: &str) -> Result<(), Status> {
 
 /// Narrower than a URI's authority: the crates below put it into a URL, each in its own way.
 fn is_host(host: &str) -> bool {
-    let Ok(authority) = host.parse::<http::uri::Authority>() else {
+    // As one of them reads it, to which "*" is no authority but a path.
+    let authority = host
+        .parse::<Uri>()
+        .ok()
+        .and_then(|uri| uri.into_parts().authority);
+    let Some(authority) = authority else {
         return false;
     };
     let port = host.strip_prefix(authority.host());
@@ -77,21 +126,40 @@ fn is_host(host: &str) -> bool {
         && port.is_some_and(|port| port.is_empty() || authority.port_u16().is_some())
 }
 
+/// Looks a host up. On a thread of its own: there is no way to stop a look-up, and on one of
+/// tokio's it would hold up the end of the runtime.
+async fn addresses(host: &str) -> io::Result<Vec<SocketAddr>> {
+    let authority: Authority = host.parse().map_err(io::Error::other)?;
+    let name = authority.host().trim_matches(['[', ']']).to_owned();
+    let port = authority.port_u16().unwrap_or(80);
+    apart(move || (&*name, port).to_socket_addrs().map(Iterator::collect))
+        .await
+        .map_err(io::Error::other)?
+}
+
 /// Other clouds have a server at the same address, but not one that says this.
-async fn is_metadata_server(address: &str) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(address).await?;
+fn is_googles(head: &[String]) -> bool {
+    head.iter().any(|line| line == "metadata-flavor:google")
+}
+
+fn is_http(head: &[String]) -> bool {
+    head.first().is_some_and(|line| line.starts_with("http/1."))
+}
+
+/// Asks, and returns the lines of the answer's head, in small letters and without spaces.
+async fn head(addresses: &[SocketAddr]) -> io::Result<Vec<String>> {
+    let mut stream = TcpStream::connect(addresses).await?;
     let request = "GET / HTTP/1.1\r\n\
         host: metadata.google.internal\r\n\
         metadata-flavor: Google\r\n\
         connection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.take(16 * 1024).read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
-    Ok(answer
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .any(|line| line.replace(' ', "") == "metadata-flavor:google"))
+    let mut lines = BufReader::new(stream.take(16 * 1024)).lines();
+    let mut head = Vec::new();
+    while let Some(line) = lines.next_line().await?.filter(|line| !line.is_empty()) {
+        head.push(line.to_ascii_lowercase().replace(' ', ""));
+    }
+    Ok(head)
 }
 
 #[cfg(test)]
@@ -100,9 +168,9 @@ mod tests {
 
     use super::*;
 
-    async fn server(answer: &'static str) -> String {
+    async fn server(answer: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 1024];
@@ -115,7 +183,7 @@ mod tests {
     #[tokio::test]
     async fn googles_metadata_server_is_known_by_its_header() {
         let google = server("HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\n\r\n").await;
-        assert!(is_metadata_server(&google).await.unwrap());
+        assert!(ask(ready(Ok(vec![google])), is_googles).await.unwrap());
     }
 
     #[tokio::test]
@@ -123,24 +191,37 @@ mod tests {
         let amazon =
             server("HTTP/1.1 401 Unauthorized\r\nServer: EC2ws\r\n\r\nmetadata-flavor: google")
                 .await;
-        assert!(!is_metadata_server(&amazon).await.unwrap());
+        assert!(!ask(ready(Ok(vec![amazon])), is_googles).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn one_that_the_environment_names_may_answer_anything() {
+        let emulator = server("HTTP/1.1 404 Not Found\r\n\r\n").await;
+        let host = Host::Named(emulator.to_string());
+        assert!(host.answers().await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_without_an_answer_is_given_up_after_three_seconds() {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = silent.local_addr().unwrap().to_string();
+        let address = silent.local_addr().unwrap();
         let start = tokio::time::Instant::now();
-        let status = ask(&address).await.unwrap_err();
+        assert!(!ask(ready(Ok(vec![address])), is_googles).await.unwrap());
         assert_eq!(start.elapsed(), PATIENCE);
-        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        drop(silent);
+        assert!(!ask(ready(Ok(vec![address])), is_googles).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_descriptors_cannot_ask() {
+        let status = ask(ready(Err(io::ErrorKind::OutOfMemory.into())), is_googles)
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
         assert_eq!(
             status.message(),
-            format!("credentials: no metadata server of Google Cloud answers at {address}")
+            "credentials: the metadata server cannot be asked: out of memory"
         );
-        drop(silent);
-        let refused = ask(&address).await.unwrap_err();
-        assert_eq!(refused.message(), status.message());
     }
 
     #[test]
@@ -162,6 +243,8 @@ mod tests {
             "u@h:80",
             "h:",
             "h:99999",
+            "*",
+            "/",
         ] {
             assert!(!is_host(host), "{host}");
         }

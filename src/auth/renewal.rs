@@ -1,5 +1,9 @@
 //! The one task that keeps one token current, and what it publishes.
 
+mod published;
+#[cfg(test)]
+mod tests;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
@@ -8,16 +12,17 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tonic::Status;
 
+use self::published::Current;
+pub(super) use self::published::Published;
 use super::{
     failure::{classified, panicked, unavailable},
-    token::{CallCredentials, Lease, Token},
+    token::{CallCredentials, Lease, Look, Token},
 };
 use crate::{
     backoff::Backoff,
@@ -28,8 +33,6 @@ use crate::{
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
 /// tell what was wrong.
 const ATTEMPT: Duration = Duration::from_secs(8);
-/// How often a token of unknown expiry is looked at. Looking costs a lock that nobody else holds.
-const LOOK: Duration = Duration::from_secs(2);
 /// When a token is renewed of which nothing at all is known.
 const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 /// The least time between two fetches, whatever a source says of its tokens.
@@ -42,45 +45,6 @@ const BACKOFF: Backoff = Backoff {
     multiplier: 2.0,
     maximum: Duration::from_secs(30),
 };
-
-/// What the owner has published last.
-#[derive(Default)]
-pub(super) struct Published {
-    current: Option<Current>,
-    failure: Option<Status>,
-}
-
-struct Current {
-    headers: Vec<(HeaderName, HeaderValue)>,
-    valid_until: Option<Instant>,
-}
-
-impl Published {
-    /// Returns the headers of a token that is good now, else why there are none.
-    pub(super) fn headers(&self) -> Result<&[(HeaderName, HeaderValue)], Status> {
-        match (&self.current, &self.failure) {
-            (Some(current), _) if current.is_valid() => Ok(&current.headers),
-            (_, Some(failure)) => Err(failure.clone()),
-            (Some(_), None) => Err(unavailable("the token has expired and is being renewed")),
-            (None, None) => Err(unavailable("the first token has not come yet")),
-        }
-    }
-
-    pub(super) fn failure(&self) -> Option<&Status> {
-        self.failure.as_ref()
-    }
-
-    pub(super) fn is_valid(&self) -> bool {
-        self.current.as_ref().is_some_and(Current::is_valid)
-    }
-}
-
-impl Current {
-    fn is_valid(&self) -> bool {
-        self.valid_until
-            .is_none_or(|instant| Instant::now() < instant)
-    }
-}
 
 /// Starts the task that owns a source. It ends when nobody can read any more what it publishes.
 ///
@@ -101,6 +65,8 @@ pub(super) fn start(
         publisher,
         rejected: Arc::clone(&rejected),
         lease: None,
+        next_look: Instant::now(),
+        is_rejected: false,
         failures: 0,
     };
     runtime.spawn(owner.run());
@@ -112,6 +78,9 @@ struct Owner {
     publisher: watch::Sender<Published>,
     rejected: Arc<Notify>,
     lease: Option<Lease>,
+    next_look: Instant,
+    /// Whether the server has refused the current token.
+    is_rejected: bool,
     failures: u32,
 }
 
@@ -119,15 +88,14 @@ impl Owner {
     async fn run(mut self) {
         loop {
             let started = Instant::now();
-            let outcome = tokio::select! {
-                biased;
-                () = self.publisher.closed() => return,
-                outcome = attempt(&*self.source) => outcome,
+            let Some(outcome) = self.attempt().await else {
+                return;
             };
             let due = match outcome {
                 Ok(token) => {
+                    self.hear_rejection().await;
                     let due = self.publish(token).max(started + PACE);
-                    self.forget_rejections().await;
+                    trace::token(due - Instant::now());
                     due
                 }
                 Err(failure) => self.fail(failure),
@@ -138,22 +106,54 @@ impl Owner {
         }
     }
 
+    /// Fetches once, and goes on looking at the old token meanwhile. `None` if nobody reads any
+    /// more.
+    async fn attempt(&mut self) -> Option<Result<Token, Status>> {
+        let source = Arc::clone(&self.source);
+        let mut attempt = pin!(attempt(&*source));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.publisher.closed() => return None,
+                outcome = &mut attempt => return Some(outcome),
+                () = sleep_until(self.next_look), if self.lease.is_some() => drop(self.look()),
+            }
+        }
+    }
+
+    /// Takes note of a rejection that came during the attempt: it is of the token before.
+    async fn hear_rejection(&mut self) {
+        tokio::select! {
+            biased;
+            () = self.rejected.notified() => self.is_rejected = true,
+            () = std::future::ready(()) => {}
+        }
+    }
+
     /// Publishes a token and tells when it should be renewed.
     fn publish(&mut self, token: Token) -> Instant {
         let now = Instant::now();
         let known = token.expires_at.map(Instant::from_std);
-        let due = match known {
-            // A fleet that started at once should not renew at once.
-            Some(end) => now + end.duration_since(now).mul_f64(random(0.70, 0.80)),
-            None => now + after(token.renew_after.unwrap_or(RENEW_UNKNOWN)),
-        };
-        trace::token(due - now);
         self.failures = 0;
+        if let Some(longer) = self.outlives(known) {
+            self.publisher
+                .send_modify(|published| published.failure = None);
+            return renewal(now, longer);
+        }
+        self.is_rejected = false;
         self.lease = token.lease;
-        let valid_until = match &mut self.lease {
-            // Nothing is known of one that is not good for long, but the source did hand it out.
-            Some(look) if known.is_none() => Some(now + look().unwrap_or(PACE)),
-            _ => known,
+        let (valid_until, due) = match known {
+            Some(end) => (known, renewal(now, end)),
+            None => {
+                let due = now + after(token.renew_after.unwrap_or(RENEW_UNKNOWN));
+                match self.ask() {
+                    None => (None, due),
+                    Some(Look::GoodFor(time)) => (Some(now + time), due),
+                    // Nothing is known of it, but the source did hand it out.
+                    Some(Look::Renew) => (Some(now + PACE), now),
+                    Some(Look::Ended) => (Some(now), now),
+                }
+            }
         };
         self.publisher.send_replace(Published {
             current: Some(Current {
@@ -165,13 +165,11 @@ impl Owner {
         due
     }
 
-    /// Those that came before this token was published are of the one before it.
-    async fn forget_rejections(&self) {
-        tokio::select! {
-            biased;
-            () = self.rejected.notified() => {}
-            () = std::future::ready(()) => {}
-        }
+    /// The end of the current token, if that is after another's and the server takes the current.
+    fn outlives(&self, other: Option<Instant>) -> Option<Instant> {
+        let published = self.publisher.borrow();
+        let current = published.current.as_ref()?.valid_until?;
+        (!self.is_rejected && current > other?).then_some(current)
     }
 
     /// Publishes a failure beside the token, which stays for as long as it is good.
@@ -196,7 +194,7 @@ impl Owner {
                     due = due.min(started + REJECTED_PACE);
                 }
                 () = sleep_until(due) => break,
-                () = sleep(LOOK), if self.lease.is_some() => {
+                () = sleep_until(self.next_look), if self.lease.is_some() => {
                     if !self.look() && self.failures == 0 {
                         due = due.min(started + PACE);
                     }
@@ -204,26 +202,43 @@ impl Owner {
             }
         }
         if rejected {
-            self.source.rejected();
+            self.is_rejected = true;
+            // A source that panics here is asked for its next token all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.source.rejected()));
         }
         true
     }
 
     /// Looks at a token of unknown expiry. False if it should be renewed.
     fn look(&mut self) -> bool {
-        let Some(time) = self.lease.as_mut().and_then(|look| look()) else {
-            self.lease = None;
-            return false;
+        let until = match self.ask() {
+            Some(Look::GoodFor(time)) => Instant::now() + time,
+            Some(Look::Ended) => Instant::now(),
+            Some(Look::Renew) | None => return false,
         };
-        let until = Instant::now() + time;
-        // Nobody waits for this: who waits has no token that is good.
         self.publisher.send_if_modified(|published| {
-            if let Some(current) = &mut published.current {
-                current.valid_until = Some(until);
-            }
-            false
+            let Some(current) = &mut published.current else {
+                return false;
+            };
+            // Nobody waits while it is good. But a process that stood still looks too late, and
+            // then those wait who came before this.
+            let had_lapsed = !current.is_valid();
+            current.valid_until = Some(until);
+            had_lapsed && current.is_valid()
         });
-        true
+        self.lease.is_some()
+    }
+
+    /// Asks the lease, unless it has said already that the token should be renewed: then it must
+    /// not be asked again.
+    fn ask(&mut self) -> Option<Look> {
+        let lease = self.lease.as_mut()?;
+        self.next_look = Instant::now() + lease.every;
+        let look = catch_unwind(AssertUnwindSafe(|| (lease.look)())).unwrap_or(Look::Renew);
+        if !matches!(look, Look::GoodFor(_)) {
+            self.lease = None;
+        }
+        Some(look)
     }
 }
 
@@ -251,6 +266,11 @@ async fn attempt(source: &dyn CallCredentials) -> Result<Token, Status> {
         )),
         _ => Ok(token),
     }
+}
+
+/// When a token is renewed that ends then. A fleet that started at once should not renew at once.
+fn renewal(now: Instant, end: Instant) -> Instant {
+    now + end.duration_since(now).mul_f64(random(0.70, 0.80))
 }
 
 fn after(time: Duration) -> Duration {

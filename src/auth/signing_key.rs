@@ -4,28 +4,37 @@ use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls020::{Certificate, RootCertStore};
+use serde_json::Value;
 use tonic::Status;
 
 use super::{failure::refused, key_file::KeyFile};
 
-/// Refuses what would make google-authz panic. Slow: it signs once, and reads the certificate
-/// store.
-pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
-    match key.kind() {
+/// Returns what google-authz is given of a file. Refuses what would make it panic.
+///
+/// Slow: it signs once, and reads the certificate store.
+pub(super) fn checked(key: &KeyFile) -> Result<Value, Status> {
+    let fields = fields(key)?;
+    check_certificate_store()?;
+    Ok(fields)
+}
+
+/// Returns the fields that its kind needs, and no others: google-authz tells the kind by them, and
+/// would take a user for a service account whose fields nobody has checked.
+fn fields(key: &KeyFile) -> Result<Value, Status> {
+    let fields: &[&str] = match key.kind() {
         "service_account" => {
-            key.required("client_email")?;
-            key.required("private_key_id")?;
             check_private_key(key)?;
             check_token_uri(key)?;
             check_clock()?;
+            &["client_email", "private_key_id", "private_key", "token_uri"]
         }
-        _ => {
-            key.required("client_id")?;
-            key.required("client_secret")?;
-            key.required("refresh_token")?;
-        }
-    }
-    check_certificate_store()
+        _ => &["client_id", "client_secret", "refresh_token"],
+    };
+    let fields = fields
+        .iter()
+        .map(|field| Ok(((*field).to_owned(), key.required(field)?.into())))
+        .collect::<Result<_, Status>>()?;
+    Ok(Value::Object(fields))
 }
 
 /// Signs, with the very code that will: nothing less tells a key that is no good.
@@ -95,6 +104,18 @@ mod tests {
     #[test]
     fn a_good_key_is_taken() {
         assert!(check_key(KEY).is_ok());
+    }
+
+    #[test]
+    fn the_fields_of_another_kind_are_left_out() {
+        let user = json!({"client_id": "id", "client_secret": "secret", "refresh_token": "token"});
+        let mut file = user.clone();
+        file["type"] = "authorized_user".into();
+        for field in ["client_email", "private_key_id", "private_key", "token_uri"] {
+            file[field] = "of a service account".into();
+        }
+        let key = KeyFile::parse("credentials JSON", &file.to_string()).unwrap();
+        assert_eq!(fields(&key).unwrap(), user);
     }
 
     /// Some still sign, with a signature that nobody takes: the token endpoint tells that.

@@ -65,9 +65,26 @@ pub struct Token {
     pub(super) lease: Option<Lease>,
 }
 
-/// Looks at a token whose expiry is not known: for how long from now it is good at least. `None`
-/// says that it should be renewed, and ends the looking.
-pub(super) type Lease = Box<dyn FnMut() -> Option<Duration> + Send + Sync>;
+/// A way to look at a token whose expiry is not known.
+pub(super) struct Lease {
+    pub(super) every: Duration,
+    pub(super) look: Box<dyn FnMut() -> Look + Send + Sync>,
+}
+
+/// What a look at a token says of it. All but the first end the looking.
+#[cfg_attr(
+    not(any(feature = "google-authz", feature = "google-cloud-auth")),
+    allow(dead_code)
+)]
+pub(super) enum Look {
+    /// It is good for so long from now at least.
+    GoodFor(Duration),
+    /// It should be renewed; it is good for as long as the look before said.
+    Renew,
+    /// It is good no more.
+    #[cfg_attr(not(feature = "google-cloud-auth"), allow(dead_code))]
+    Ended,
+}
 
 impl Token {
     /// Makes an access token: the header `authorization: Bearer <token>`.
@@ -112,8 +129,9 @@ impl Token {
     /// Sets when the token ends. Default is not known.
     ///
     /// It is renewed when about three quarters of the time until then are over, and never sent
-    /// afterwards. One whose end is not known is renewed after about 5 minutes, and sent for as
-    /// long as there is no newer one.
+    /// afterwards. One that ends before the token that is there does not take its place, unless a
+    /// server refused that one. One whose end is not known is renewed after about 5 minutes, and
+    /// sent for as long as there is no newer one.
     #[must_use]
     pub fn expires_at(mut self, instant: Instant) -> Self {
         self.expires_at = Some(instant);
@@ -127,13 +145,15 @@ impl Token {
         self
     }
 
-    /// Sets how to find out whether the token is still good, if its end is not known.
+    /// Sets how, and how often, to find out whether the token is still good, if its end is not known.
     #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
     pub(super) fn lease(
         mut self,
-        look: impl FnMut() -> Option<Duration> + Send + Sync + 'static,
+        every: Duration,
+        look: impl FnMut() -> Look + Send + Sync + 'static,
     ) -> Self {
-        self.lease = Some(Box::new(look));
+        let look = Box::new(look);
+        self.lease = Some(Lease { every, look });
         self
     }
 
@@ -160,7 +180,7 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
     let key = HeaderName::from_bytes(name.as_bytes())
         .ok()
         .filter(|name| !name.as_str().ends_with("-bin"))
-        .ok_or_else(|| refused(format!("{name:?} is not the name of a text header")))?;
+        .ok_or_else(|| refused(no_name(name)))?;
     // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
     let mut value = Some(value)
         .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
@@ -174,4 +194,15 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
         })?;
     value.set_sensitive(true);
     Ok((key, value))
+}
+
+/// Name and value are easily swapped: what is no name may be the secret.
+fn no_name(name: &str) -> String {
+    const LONGEST: usize = 32;
+    match name.len() <= LONGEST && !name.contains(' ') {
+        true => format!("{name:?} is not the name of a text header"),
+        false => "what was given first is not the name of a text header: give the name, and then \
+                  the value"
+            .to_owned(),
+    }
 }

@@ -34,6 +34,7 @@ where
 {
     let mut ended = begins(&mut response)?;
     let mut message = Message::new(limit);
+    let head = mem::take(response.headers_mut());
     let mut body = pin!(response.into_body());
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|error| classify(error.into()))?;
@@ -41,7 +42,9 @@ where
             Ok(data) => message.push(data)?,
             Err(frame) => {
                 let mut trailers = frame.into_trailers().unwrap_or_default();
-                take_status(&mut trailers).ok_or_else(cut_off)??;
+                take_status(&mut trailers)
+                    .ok_or_else(cut_off)?
+                    .map_err(|status| with_head(status, head))?;
                 ended = true;
                 break;
             }
@@ -200,6 +203,18 @@ fn without_status(http: StatusCode, message: String) -> Status {
         _ => Code::Unknown,
     };
     mark(Status::new(code, message), Origin::Transport)
+}
+
+/// Adds the metadata that came with the head of the answer. They stand first, as with tonic, whose
+/// stub forgets those of the same name in the trailers.
+fn with_head(mut status: Status, mut head: HeaderMap) -> Status {
+    let trailers = mem::take(status.metadata_mut()).into_headers();
+    for (name, value) in &trailers {
+        // It fails beyond what a map can hold.
+        let _ = head.try_append(name, value.clone());
+    }
+    *status.metadata_mut() = MetadataMap::from_headers(head);
+    status
 }
 
 /// Details may come with padding or without it.

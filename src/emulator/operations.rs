@@ -42,6 +42,9 @@ impl Emulator {
 
     /// Puts an operation on record as it is, in the place of any other of its name: running or
     /// done, with any metadata and any result.
+    ///
+    /// A running one in the place of a running one is the same with other contents: it is waited
+    /// for as before, and ends as was settled before.
     pub fn insert(&self, operation: Operation) {
         lock(&self.shared.store).put(operation);
         self.shared.changed();
@@ -230,6 +233,13 @@ impl Store {
     }
 
     fn put(&mut self, operation: Operation) {
+        if let Some(record) = self.records.get_mut(&operation.name)
+            && !record.operation.done
+            && !operation.done
+        {
+            record.operation = operation;
+            return;
+        }
         self.started += 1;
         let record = Record::new(operation, self.started);
         self.records.insert(record.operation.name.clone(), record);

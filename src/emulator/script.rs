@@ -71,6 +71,8 @@ impl Emulator {
 
     /// Asks this of every call before it is looked at, in the place of any earlier requirement.
     ///
+    /// If it panics, the call is answered with an `INTERNAL` that says so.
+    ///
     /// ```
     /// use longrunning::{OperationsClient, emulator::Emulator};
     /// use tonic::{Code, Status};
@@ -92,7 +94,10 @@ impl Emulator {
         &self,
         requirement: impl Fn(&Call) -> Result<(), Status> + Send + Sync + 'static,
     ) {
-        lock(&self.shared.script).requirement = Some(Arc::new(requirement));
+        let requirement: Requirement = Arc::new(requirement);
+        let earlier = lock(&self.shared.script).requirement.replace(requirement);
+        // Only now that the lock is free: what it has caught may turn to the emulator once more.
+        drop(earlier);
     }
 
     fn plan(&self, method: Option<Method>, calls: usize, fault: Fault) {

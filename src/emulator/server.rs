@@ -21,13 +21,13 @@ impl Emulator {
     /// Asks every open connection to close, as servers do that limit their age: calls in flight
     /// are answered, further ones go elsewhere (`GOAWAY`). New connections are welcome.
     pub fn drain_connections(&self) {
-        self.shared.tasks.connections.send_replace(Order::Drain);
+        self.shared.tasks.cuts.send_modify(|_| {});
     }
 
     /// Cuts every open connection without a word, calls in flight included. New connections are
     /// welcome.
     pub fn cut_connections(&self) {
-        self.shared.tasks.connections.send_replace(Order::Cut);
+        self.shared.tasks.cuts.send_modify(|cuts| *cuts += 1);
     }
 }
 
@@ -67,7 +67,8 @@ fn connection(
     shared: Arc<Shared>,
 ) -> impl Future<Output = ()> + Send + use<> {
     let open = shared.count_connection();
-    let mut orders = shared.tasks.connections.subscribe();
+    let mut cuts = shared.tasks.cuts.subscribe();
+    let before = *cuts.borrow_and_update();
     let answer = service_fn(move |request| {
         let answer = service.clone().call(request);
         async move {
@@ -90,9 +91,9 @@ fn connection(
         loop {
             tokio::select! {
                 _ = &mut serving => return,
-                order = orders.changed() => match order.map(|()| *orders.borrow_and_update()) {
-                    Ok(Order::Drain) => serving.as_mut().graceful_shutdown(),
-                    Ok(Order::Cut) | Err(_) => return,
+                told = cuts.changed() => match told.map(|()| *cuts.borrow_and_update()) {
+                    Ok(now) if now == before => serving.as_mut().graceful_shutdown(),
+                    _ => return,
                 },
             }
         }
@@ -104,22 +105,17 @@ fn connection(
 pub(super) struct Tasks {
     /// Each task holds a receiver as long as it lives.
     closed: watch::Sender<bool>,
-    connections: watch::Sender<Order>,
+    /// How often the connections were cut. Who is told of it and finds no cut is to drain: so a
+    /// drain hides no cut before it.
+    cuts: watch::Sender<u64>,
     runtime: Handle,
-}
-
-/// What open connections are to do.
-#[derive(Clone, Copy)]
-enum Order {
-    Drain,
-    Cut,
 }
 
 impl Tasks {
     pub(super) fn new(runtime: Handle) -> Self {
         Self {
             closed: watch::Sender::default(),
-            connections: watch::Sender::new(Order::Drain), // never looked at, for none is open yet
+            cuts: watch::Sender::default(),
             runtime,
         }
     }

@@ -1,10 +1,19 @@
 //! The five methods as a tonic server calls them, and what all of them have in common.
 
-use std::{error::Error as _, fmt, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tonic::{Request, Response, Status};
 
-use super::{Call, CallRequest, Shared, deadline, lock, script::Fault};
+use super::{
+    Call, CallRequest, Shared, deadline, lock,
+    script::{Fault, Requirement},
+};
 use crate::{
     proto::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
@@ -108,7 +117,7 @@ impl Service {
             ));
         }
         let requirement = lock(&self.shared.script).requirement();
-        requirement.map_or(Ok(()), |requirement| requirement(call))?;
+        requirement.map_or(Ok(()), |requirement| meets(call, &requirement))?;
         let fault = lock(&self.shared.script).take_fault(call.method());
         match fault {
             None => work.await,
@@ -116,6 +125,11 @@ impl Service {
             Some(Fault::Lose(status)) => work.await.and(Err(status)),
         }
     }
+}
+
+fn meets(call: &Call, requirement: &Requirement) -> Result<(), Status> {
+    catch_unwind(AssertUnwindSafe(|| requirement(call)))
+        .unwrap_or_else(|_| Err(Status::internal("the emulator's requirement panicked")))
 }
 
 fn spoken(status: Status) -> Status {

@@ -113,6 +113,18 @@ async fn a_drained_connection_answers_what_it_has_and_gives_way_to_another() {
     assert_eq!(emulator.accepted_connections(), 2);
 }
 
+#[tokio::test]
+async fn a_cut_is_not_lost_when_a_drain_follows_at_once() {
+    let (emulator, call) = busy().await;
+    emulator.cut_connections();
+    emulator.drain_connections();
+    let cut = tokio::time::timeout(Duration::from_secs(10), call).await;
+    cut.expect("it is cut off").expect("no panic");
+    emulator
+        .wait_until(|emulator| emulator.open_connections() == 0)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn emulators_know_nothing_of_each_other() {
     let one = Emulator::start().await.expect("a free port");

@@ -1,6 +1,10 @@
 //! Awkward servers.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Weak, mpsc},
+    thread,
+    time::Duration,
+};
 
 use longrunning::{
     emulator::{CancelBehavior, Emulator, Method, WaitBehavior},
@@ -195,6 +199,41 @@ async fn a_requirement_stands_before_every_call() {
     let token = "Bearer secret".parse().expect("it is ASCII");
     request.metadata_mut().insert("authorization", token);
     client.cancel_operation(request).await.expect("it is known");
+}
+
+#[tokio::test]
+async fn a_requirement_that_panics_is_told() {
+    let (emulator, mut client) = emulator().await;
+    emulator.require(|_| panic!("rude"));
+    let get = client.get_operation(NAME).await;
+    assert_fails(get, Code::Internal, "the emulator's requirement panicked");
+    emulator.require(|_| Ok(()));
+    client.get_operation(NAME).await.expect("it is replaced");
+}
+
+#[tokio::test]
+async fn a_requirement_that_is_replaced_may_turn_to_the_emulator_as_it_goes() {
+    struct Nosy(Weak<Emulator>);
+
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            let emulator = self.0.upgrade().expect("it still runs");
+            emulator.delay(None, Duration::ZERO);
+        }
+    }
+
+    let emulator = Arc::new(Emulator::start().await.expect("a free port"));
+    let nosy = Nosy(Arc::downgrade(&emulator));
+    emulator.require(move |_| nosy.0.upgrade().map(drop).ok_or(Status::aborted("")));
+    let replaced = Arc::clone(&emulator);
+    let (done, is_done) = mpsc::channel();
+    // On a thread: a deadlock would hold up the test for ever.
+    thread::spawn(move || {
+        replaced.require(|_| Ok(()));
+        done.send(())
+    });
+    let is_done = is_done.recv_timeout(Duration::from_secs(10));
+    is_done.expect("it is replaced in no time");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use longrunning::{
     emulator::Emulator,
-    proto::{WaitOperationRequest, operation, operations_client::OperationsClient},
+    proto::{Operation, WaitOperationRequest, operation, operations_client::OperationsClient},
 };
 use tokio::time::Instant;
 use tonic::{Code, Request};
@@ -29,6 +29,33 @@ async fn a_wait_ends_with_the_operation() {
         let waited = wait.await.expect("no panic").expect("it is there");
         assert!(waited.into_inner().done);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_operation_that_is_replaced_by_a_running_one_is_waited_for_as_before() {
+    let (emulator, _) = emulator().await;
+    let later = Duration::from_secs(60);
+    emulator.complete_after(NAME, &(), later).expect("it runs");
+    let start = Instant::now();
+    let mut client = OperationsClient::new(emulator.service());
+    let waiting = tokio::spawn(async move { client.wait_operation(NAME).await });
+    emulator
+        .wait_until(|emulator| emulator.in_flight() == 1)
+        .await;
+    let progress = prost_types::Any {
+        type_url: "types/Progress".to_owned(),
+        ..Default::default()
+    };
+    emulator.insert(Operation {
+        name: NAME.to_owned(),
+        metadata: Some(progress.clone()),
+        ..Operation::default()
+    });
+    let waited = waiting.await.expect("no panic").expect("it is there");
+    assert!(start.elapsed() >= later, "{:?}", start.elapsed());
+    let waited = waited.into_inner();
+    assert!(waited.done);
+    assert_eq!(waited.metadata, Some(progress));
 }
 
 #[tokio::test]

@@ -2,13 +2,16 @@
 
 use http::Uri;
 use rustls::crypto::CryptoProvider;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tonic::Status;
 
 use crate::auth::{
     failure::refused,
     key_file::{KeyFile, apart},
 };
+
+/// Where the credentials are that an account is impersonated with.
+const SOURCE: &str = "source_credentials";
 
 /// Checks what the kind needs, in words that name the file.
 pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
@@ -17,12 +20,12 @@ pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
             for field in ["audience", "subject_token_type"] {
                 key.required(field)?;
             }
-            check_url(key, "token_url", key.required("token_url")?)?;
+            key.required("token_url")?;
             check_object(key, "credential_source")?;
         }
         "impersonated_service_account" => {
             key.required("service_account_impersonation_url")?;
-            check_object(key, "source_credentials")?;
+            check_object(key, SOURCE)?;
         }
         "authorized_user" => {
             for field in ["client_id", "client_secret", "refresh_token"] {
@@ -40,12 +43,24 @@ pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
             }
         }
     }
-    for field in ["service_account_impersonation_url", "token_uri"] {
-        if let Some(url) = key.text_of(field) {
-            check_url(key, field, url)?;
+    check_urls(key, "", key.fields())
+}
+
+/// Checks those of the file, and those of the credentials within it.
+fn check_urls(key: &KeyFile, within: &str, fields: &Map<String, Value>) -> Result<(), Status> {
+    for field in [
+        "service_account_impersonation_url",
+        "token_uri",
+        "token_url",
+    ] {
+        if let Some(Value::String(url)) = fields.get(field) {
+            check_url(key, &format!("{within}{field}"), url)?;
         }
     }
-    Ok(())
+    match fields.get(SOURCE) {
+        Some(Value::Object(fields)) => check_urls(key, &format!("{within}{SOURCE}."), fields),
+        _ => Ok(()),
+    }
 }
 
 fn check_object(key: &KeyFile, field: &str) -> Result<(), Status> {
