@@ -58,6 +58,9 @@ impl Operation {
 
     /// Returns the operation's metadata, such as its progress, if it has any and they are an `M`.
     ///
+    /// [`Name`] is what `prost_build::Config::enable_type_names` makes, or three lines by hand; for
+    /// messages without it there is [`metadata_as_unchecked`](Self::metadata_as_unchecked).
+    ///
     /// # Errors
     ///
     /// - `INVALID_ARGUMENT`: the metadata are of another type; the message names both.

@@ -182,9 +182,14 @@ struct Marker {
 // A status shows its source with `Debug`.
 impl fmt::Debug for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.cause {
-            Some(cause) => write!(f, "{:?}({cause})", self.origin),
-            None => write!(f, "{:?}", self.origin),
+        let origin = self.origin;
+        let Some(cause) = &self.cause else {
+            return write!(f, "{origin:?}");
+        };
+        match cause.downcast_ref::<Status>() {
+            // It would show its own source, and so on.
+            Some(status) => write!(f, "{origin:?}({:?}: {})", status.code(), status.message()),
+            None => write!(f, "{origin:?}({cause})"),
         }
     }
 }

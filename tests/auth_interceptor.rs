@@ -125,7 +125,7 @@ async fn a_refusal_of_the_server_is_the_callers_and_brings_a_new_token() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(
-        start.elapsed() > Duration::from_secs(8),
+        start.elapsed() < Duration::from_secs(8),
         "{:?}",
         start.elapsed()
     );

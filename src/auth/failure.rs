@@ -1,6 +1,6 @@
 //! How a failure of credentials is told: whether it may pass by itself, and in which words.
 
-use std::{any::Any, fmt, path::Path};
+use std::{fmt, path::Path};
 
 use tonic::{Code, Status};
 
@@ -48,8 +48,8 @@ pub(super) fn classified(status: Status) -> Status {
     caused(code, message, Origin::Client, status)
 }
 
-/// The payload of a panic is dropped, for it may hold anything.
-pub(super) fn panicked(_: Box<dyn Any + Send>) -> Status {
+/// What the panic says is dropped, for it may hold anything.
+pub(super) fn panicked() -> Status {
     unavailable("the source of the credentials panicked: this is a bug in it")
 }
 

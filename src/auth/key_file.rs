@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::failure::{is_text, refused, unavailable};
+use super::failure::{is_text, panicked, refused, unavailable};
 
 /// Google's files have 2 to 4 KiB.
 const MAX_BYTES: u64 = 1 << 20;
@@ -194,7 +194,5 @@ pub(super) async fn apart<T: Send + 'static>(
         .name("longrunning-auth".to_owned())
         .spawn(move || drop(sender.send(work())))
         .map_err(|error| unavailable(format_args!("cannot start a thread: {error}")))?;
-    receiver
-        .await
-        .map_err(|_| unavailable("the source of the credentials panicked: this is a bug in it"))
+    receiver.await.map_err(|_| panicked())
 }

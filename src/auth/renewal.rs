@@ -8,7 +8,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    task::{runtime, timers},
+    task::{caught, runtime, timers},
     trace,
 };
 
@@ -37,7 +36,7 @@ const ATTEMPT: Duration = Duration::from_secs(8);
 const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 /// The least time between two fetches, whatever a source says of its tokens.
 const PACE: Duration = Duration::from_secs(1);
-/// The least time between two fetches if only the server's refusal asks for the second.
+/// The least time between two fetches that only the server's refusal asks for.
 const REJECTED_PACE: Duration = Duration::from_secs(10);
 /// The pauses after failures in a row.
 const BACKOFF: Backoff = Backoff {
@@ -67,6 +66,7 @@ pub(super) fn start(
         lease: None,
         next_look: Instant::now(),
         is_rejected: false,
+        hastened: None,
         failures: 0,
     };
     runtime.spawn(owner.run());
@@ -81,6 +81,8 @@ struct Owner {
     next_look: Instant,
     /// Whether the server has refused the current token.
     is_rejected: bool,
+    /// When a refusal brought a fetch forward last.
+    hastened: Option<Instant>,
     failures: u32,
 }
 
@@ -191,7 +193,8 @@ impl Owner {
                 () = self.publisher.closed() => return false,
                 () = self.rejected.notified(), if !rejected => {
                     rejected = true;
-                    due = due.min(started + REJECTED_PACE);
+                    let next = self.hastened.map(|last| last + REJECTED_PACE);
+                    due = due.min(next.unwrap_or(started).max(started + PACE));
                 }
                 () = sleep_until(due) => break,
                 () = sleep_until(self.next_look), if self.lease.is_some() => {
@@ -203,6 +206,7 @@ impl Owner {
         }
         if rejected {
             self.is_rejected = true;
+            self.hastened = Some(Instant::now());
             // A source that panics here is asked for its next token all the same.
             let _ = catch_unwind(AssertUnwindSafe(|| self.source.rejected()));
         }
@@ -244,16 +248,11 @@ impl Owner {
 
 /// Fetches once, within a time limit, whatever the source does.
 async fn attempt(source: &dyn CallCredentials) -> Result<Token, Status> {
-    // Made within the guard, too: the method may panic before it returns its future.
-    let mut fetch = pin!(async { source.token().await });
-    let guarded = std::future::poll_fn(|cx| {
-        match catch_unwind(AssertUnwindSafe(|| fetch.as_mut().poll(cx))) {
-            Ok(poll) => poll,
-            Err(panic) => Poll::Ready(Err(panicked(panic))),
-        }
-    });
-    let token = match timeout(ATTEMPT, guarded).await {
-        Ok(outcome) => outcome.map_err(classified)?,
+    // Called within the guard, too: the method may panic before it returns its future.
+    let fetch = caught(async { source.token().await });
+    let token = match timeout(ATTEMPT, fetch).await {
+        Ok(Some(outcome)) => outcome.map_err(classified)?,
+        Ok(None) => return Err(panicked()),
         Err(_) => {
             return Err(unavailable(format!(
                 "no token within {ATTEMPT:?}: the source does not answer"

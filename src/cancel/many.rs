@@ -26,8 +26,10 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// stop the rest. As with [`cancel_operation`](Self::cancel_operation), success means that the
     /// server took the request. Nothing is sent before the stream is polled.
     ///
-    /// The items are all that a single call takes: names, or whole [`tonic::Request`]s. An
-    /// iterator is made a stream by `tokio_stream::iter` or `futures::stream::iter`.
+    /// The items are all that a single call takes: names, operations, or whole
+    /// [`tonic::Request`]s. An iterator is made a stream by `tokio_stream::iter` or
+    /// `futures::stream::iter`; [`operations`](Self::operations) is one. Where the stream is not
+    /// `Unpin`, neither are the results: `Box::pin` it.
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]

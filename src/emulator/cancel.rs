@@ -43,7 +43,7 @@ pub enum CancelBehavior {
     Complete(Any),
     /// Says OK, and the operation ends with neither error nor response.
     CompleteWithoutResult,
-    /// Says OK, and the operation fails with this error.
+    /// Says OK, and the operation fails with this error. See [`fail`](Self::fail).
     Fail(rpc::Status),
     /// Says OK, and takes the operation off the record.
     Delete,
@@ -55,6 +55,15 @@ impl CancelBehavior {
     /// Makes a [`Complete`](Self::Complete) of a message.
     pub fn complete<M: Message + Name>(response: &M) -> Self {
         Self::Complete(pack(response))
+    }
+
+    /// Makes a [`Fail`](Self::Fail) of a status, whose metadata has no place in an operation.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`: the details of the status are not a `google.rpc.Status`.
+    pub fn fail(error: &Status) -> Result<Self, Status> {
+        error.try_into().map(Self::Fail)
     }
 }
 
