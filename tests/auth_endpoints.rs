@@ -50,6 +50,9 @@ async fn an_account_that_is_no_path_segment() {
     );
 }
 
+const REFUSED: &str = "Unavailable credentials: the metadata server cannot be asked: Connection \
+                       refused (os error 111)";
+
 #[tokio::test]
 async fn an_endpoint_that_refuses_connections() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -57,13 +60,7 @@ async fn an_endpoint_that_refuses_connections() {
     drop(port);
     let mut process = Process::start("metadata", &[("GCE_METADATA_HOST", Path::new(&host))]);
     process.tell("look").await;
-    process
-        .until(
-            "look",
-            "Unavailable credentials: the metadata server cannot be asked: Connection refused (os \
-             error 111)",
-        )
-        .await;
+    process.until("look", REFUSED).await;
     process.end().await;
 }
 
@@ -96,13 +93,7 @@ async fn a_metadata_server_that_has_answered_before_is_waited_for() {
     let mut process = Process::start("adc", &[("GCE_METADATA_HOST", Path::new(&host))]);
     assert_eq!(process.tell("ready").await, "authorization: Bearer token-1");
     drop(metadata);
-    process
-        .until(
-            "look",
-            "Unavailable credentials: the metadata server cannot be asked: Connection refused (os \
-             error 111)",
-        )
-        .await;
+    process.until("look", REFUSED).await;
     process.end().await;
 }
 

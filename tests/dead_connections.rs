@@ -306,16 +306,21 @@ async fn a_server_that_is_late_once_and_dies_then_is_found_out() {
     assert_eq!(listener.accepted(), 2);
 }
 
-#[tokio::test]
-async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
-    let listener = Listener::start(|before, io: TcpStream| async move {
+/// A server whose first connection allows no streams, and says nothing more.
+fn dead_and_without_streams_at_first() -> Listener {
+    Listener::start(|before, io: TcpStream| async move {
         if before > 0 {
             return Peer::accept(io).await?.serve().await;
         }
         let mut peer = Peer::accept_with(io, 0).await?;
         peer.pongs = false;
         peer.ignore(Duration::from_secs(60)).await
-    });
+    })
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
+    let listener = dead_and_without_streams_at_first();
     let client = builder(&listener).connect().await.expect("a server");
     let hurried = client.clone().with_timeout(Duration::from_millis(200));
     let status = hurried.cancel_operation(NAME).await.expect_err("silence");
@@ -333,14 +338,7 @@ async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
 
 #[tokio::test]
 async fn keepalive_finds_a_dead_connection_that_allows_no_streams() {
-    let listener = Listener::start(|before, io: TcpStream| async move {
-        if before > 0 {
-            return Peer::accept(io).await?.serve().await;
-        }
-        let mut peer = Peer::accept_with(io, 0).await?;
-        peer.pongs = false;
-        peer.ignore(Duration::from_secs(60)).await
-    });
+    let listener = dead_and_without_streams_at_first();
     let (interval, patience) = (Duration::from_millis(200), Duration::from_millis(200));
     let client = builder(&listener).keepalive(interval, patience);
     let client = client.connect().await.expect("a server");
