@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 mod adc;
+#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+mod apart;
 mod failure;
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 mod google;

@@ -295,9 +295,9 @@ fn client(
     retry: RetryPolicy,
     auth: Option<AuthInterceptor>,
 ) -> OperationsClient<Transport> {
-    let carrier = transport.clone();
+    let capacity = transport.capacity();
     let client = OperationsClient::new(transport)
-        .with_capacity(move || carrier.capacity())
+        .with_capacity(capacity)
         .with_default_timeout(TIMEOUT)
         .with_retry(retry);
     let client = match timeout {

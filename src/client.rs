@@ -106,6 +106,9 @@ impl<S> OperationsClient<S> {
 
     /// Puts the stack under layers of one's own, such as an interceptor.
     ///
+    /// What they set may be written anew below them: `grpc-timeout` and the headers of the client's
+    /// credentials, for a call that had to wait for its stream.
+    ///
     /// ```
     /// # async fn example() -> Result<(), tonic::Status> {
     /// use longrunning::OperationsClient;

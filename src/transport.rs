@@ -130,9 +130,11 @@ impl Transport {
         self.0.pool.open_one().await
     }
 
-    /// How many calls can be in flight at once, as far as it is known.
-    pub(crate) fn capacity(&self) -> usize {
-        self.0.pool.capacity()
+    /// Tells how many calls can be in flight at once, as far as it is known, for as long as there
+    /// is the transport.
+    pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
+        let pool = Arc::downgrade(&self.0.pool);
+        move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -247,4 +247,112 @@ async fn failures_beside_a_good_connection_are_forgotten_with_it() {
         "{:?}",
         begin.elapsed()
     );
+}
+
+#[test]
+fn a_runtime_that_stands_still_between_calls_does_not_keep_the_failure() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        if before == 0 {
+            return Ok(()); // this attempt fails
+        }
+        Peer::accept(io).await?.serve().await
+    });
+    let mut runtime = runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().expect("a runtime");
+    let client = builder(&listener).connect_lazy().expect("a client");
+    runtime
+        .block_on(client.cancel_operation(NAME))
+        .expect_err("this attempt fails");
+    let begin = Instant::now();
+    while let Err(status) = runtime.block_on(client.cancel_operation(NAME)) {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{status:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(listener.accepted(), 2);
+}
+
+#[test]
+fn a_runtime_may_end_while_thousands_of_calls_wait() {
+    let listener = Listener::start(|_, io: TcpStream| async move {
+        // It never says which streams it allows.
+        Peer::silent(io)
+            .await?
+            .ignore(Duration::from_secs(60))
+            .await
+    });
+    let mut ending = runtime::Builder::new_current_thread();
+    let ending = ending.enable_all().build().expect("a runtime");
+    let client = builder(&listener).connect_lazy().expect("a client");
+    let begun = Arc::<AtomicUsize>::default();
+    ending.block_on(async {
+        let call = || {
+            let (client, begun) = (client.clone(), begun.clone());
+            tokio::spawn(async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                client.cancel_operation(NAME).await
+            })
+        };
+        drop(call());
+        until("it is asked for", || listener.accepted() == 1).await;
+        // They come after the task that connects, which so goes first.
+        (0..20_000).for_each(|_| drop(call()));
+        until("all wait", || begun.load(Ordering::SeqCst) == 20_001).await;
+    });
+    drop(ending);
+    let living = a_runtime();
+    let hurried = client.with_timeout(Duration::from_millis(200));
+    let status = living
+        .block_on(hurried.cancel_operation(NAME))
+        .expect_err("it never connects");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert_eq!(listener.accepted(), 2, "on the runtime that lives");
+}
+
+#[tokio::test]
+async fn who_waits_when_the_last_connection_goes_away_hears_of_no_older_failure() {
+    // The first connection carries one call at a time; there is no other until it goes away.
+    let away = Arc::<AtomicBool>::default();
+    let is_away = away.clone();
+    let listener = Listener::start(move |before, io: TcpStream| {
+        let is_away = is_away.clone();
+        async move {
+            if before > 0 {
+                return match is_away.load(Ordering::SeqCst) {
+                    true => Peer::accept(io).await?.serve().await,
+                    false => Ok(()),
+                };
+            }
+            let mut peer = Peer::accept_with(io, 1).await?;
+            let stream = peer.call().await?;
+            peer.answer(stream).await?;
+            let stream = peer.call().await?;
+            tokio::select! {
+                end = peer.ignore(Duration::from_secs(60)) => end?,
+                () = until("it may", || is_away.load(Ordering::SeqCst)) => {}
+            }
+            peer.goaway(stream, 0, "").await?;
+            peer.ignore(Duration::from_millis(300)).await?;
+            peer.answer(stream).await?;
+            peer.ignore(Duration::from_secs(60)).await
+        }
+    });
+    let client = builder(&listener).connect().await.expect("a server");
+    client.cancel_operation(NAME).await.expect("an answer");
+    let call = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.cancel_operation(NAME).await })
+    };
+    let held = call();
+    let waits = call();
+    until("connections have failed", || listener.accepted() > 4).await;
+    away.store(true, Ordering::SeqCst);
+    let begin = Instant::now();
+    waits.await.expect("no panic").expect("on a new connection");
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    held.await.expect("no panic").expect("the late answer");
 }

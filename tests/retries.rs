@@ -178,7 +178,9 @@ async fn all_attempts_share_one_deadline() {
     let client = client(&server, policy).with_timeout(Duration::from_millis(400));
     let begin = Instant::now();
     let status = client.cancel_operation(NAME).await.expect_err("it fails");
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    // The time may be up between attempts, or within one.
+    let truthful = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+    assert!(truthful, "{status:?}");
     assert!(
         begin.elapsed() < Duration::from_millis(1_500),
         "{:?}",

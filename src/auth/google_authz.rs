@@ -21,8 +21,9 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::{
+    apart::apart,
     failure::{refused, unavailable},
-    key_file::{KeyFile, apart},
+    key_file::KeyFile,
     oauth, signing_key,
     token::{Look, Token},
 };

@@ -5,14 +5,15 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     path::Path,
-    thread,
 };
 
 use serde_json::{Map, Value};
-use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::failure::{is_text, panicked, refused, unavailable};
+use super::{
+    apart::apart,
+    failure::{is_text, refused, unavailable},
+};
 
 /// Google's files have 2 to 4 KiB.
 const MAX_BYTES: u64 = 1 << 20;
@@ -180,19 +181,4 @@ async fn read(path: &Path) -> Result<io::Result<String>, Status> {
         }
     })
     .await
-}
-
-/// Runs on a thread of its own what would hold up the runtime's.
-///
-/// Not on tokio's blocking threads: a file system that hangs would then hold up the end of the
-/// runtime, too.
-pub(super) async fn apart<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Status> {
-    let (sender, receiver) = oneshot::channel();
-    thread::Builder::new()
-        .name("longrunning-auth".to_owned())
-        .spawn(move || drop(sender.send(work())))
-        .map_err(|error| unavailable(format_args!("cannot start a thread: {error}")))?;
-    receiver.await.map_err(|_| panicked())
 }

@@ -17,8 +17,9 @@ use tokio::{
 use tonic::Status;
 
 use super::{
+    apart::apart,
     failure::{refused, unavailable},
-    key_file::{apart, may_pass},
+    key_file::may_pass,
 };
 
 /// Where it is, on every machine that has one.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use http::{HeaderValue, header::AUTHORIZATION};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
 use tonic::{Code, Request, Status};
 
 use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
@@ -135,8 +138,14 @@ impl<S: Stack> OperationsClient<S> {
 ///
 /// Why there is none: it is more to the point than that the time was up.
 async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
-    if let Some(outcome) = auth.look() {
-        return outcome;
+    match auth.look() {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(refusal)) => {
+            // The task that mends it may be on this very thread, which does nothing between calls.
+            yield_now().await;
+            return auth.look().unwrap_or(Err(refusal));
+        }
+        None => {}
     }
     let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
     timeout_at(until, auth.ready()).await.unwrap_or_else(|_| {

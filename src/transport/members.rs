@@ -13,6 +13,12 @@ use super::connection::Connection;
 pub(crate) struct Members(Vec<Member>);
 
 impl Members {
+    /// Whether there is another connection, and it allows streams.
+    pub(crate) fn has_other_than(&self, connection: &Connection) -> bool {
+        let mut others = self.0.iter().map(|member| &*member.connection);
+        others.any(|one| !std::ptr::eq(one, connection) && one.limit() > 0)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -18,8 +18,8 @@ use super::{
     connection::Connection,
     driver::Driver,
     lease::{Granted, Lease},
-    members::Members,
-    opening::{Opener, Opening, rest},
+    members::{Member, Members},
+    opening::{Opener, Spawned, rest},
     queue::{Queue, Turn},
 };
 use crate::{
@@ -43,28 +43,30 @@ pub(crate) struct Limits {
 /// The connections to a server, and the calls that wait for a stream, in order.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    connector: Arc<Connector>,
-    limits: Limits,
+    pub(super) connector: Arc<Connector>,
+    pub(super) limits: Limits,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    members: Members,
-    waiting: Queue,
-    opener: Opener,
+pub(super) struct State {
+    pub(super) members: Members,
+    pub(super) waiting: Queue,
+    pub(super) opener: Opener,
     /// Counts the opener's tasks, so that one that was given up has no say any more.
-    openings: u64,
+    pub(super) openings: u64,
     /// Ends the opener's task when it is dropped.
-    closing: Option<oneshot::Sender<Infallible>>,
+    pub(super) closing: Option<oneshot::Sender<Infallible>>,
     /// How many connections failed since one was good, while there is no other.
-    failures: u32,
+    pub(super) failures: u32,
     /// How much longer than set the time before a ping is, for a server that wants fewer.
-    patience: u32,
+    pub(super) patience: u32,
     /// Where a connection is opened that no call waits for: the runtime of who came last to have one.
-    runtime: Option<Handle>,
+    pub(super) runtime: Option<Handle>,
     /// The call on whose runtime the opener's task is.
-    opening_for: Option<Turn>,
+    pub(super) opening_for: Option<Turn>,
+    /// The opener's task that is being spawned.
+    pub(super) spawning: Option<u64>,
 }
 
 impl Pool {
@@ -116,7 +118,8 @@ impl Pool {
             {
                 return Ok(granted);
             }
-            if let Opener::Resting(Some(failure)) = &state.opener
+            state.end_rest();
+            if let Opener::Resting(Some(failure), _) = &state.opener
                 && state.members.is_empty()
             {
                 return Err(failure.clone());
@@ -153,7 +156,10 @@ impl Pool {
                 return;
             }
             let Some(granted) = self.grant(&state) else {
-                return self.open_another(state);
+                match self.open_another(state) {
+                    Spawned::Refused => continue, // for another call, on its own runtime
+                    Spawned::Done => return,
+                }
             };
             let next = state.waiting.pop();
             drop(state);
@@ -161,45 +167,6 @@ impl Pool {
                 waiting.end(Ok(granted));
             }
         }
-    }
-
-    fn open_another(self: &Arc<Self>, state: MutexGuard<'_, State>) {
-        match &state.opener {
-            Opener::Connecting | Opener::Resting(None) => {}
-            Opener::Resting(Some(failure)) => {
-                let failure = failure.clone();
-                drop(state);
-                self.fail_waiting(&failure);
-            }
-            Opener::Idle => {
-                // A server that allows no streams just now means the client, not the connection.
-                let more = state.members.len() < self.limits.connections;
-                if more && state.members.banned().is_none() {
-                    self.start(state, Opener::Connecting, Duration::ZERO);
-                }
-            }
-        }
-    }
-
-    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>, opener: Opener, rest: Duration) {
-        let (turn, runtime) = match state.waiting.first() {
-            Some((turn, runtime)) => (Some(turn), Some(runtime)),
-            None => (None, state.runtime.clone()),
-        };
-        let Some(runtime) = runtime else {
-            return; // cannot be: who has had a connection opened has set it
-        };
-        state.opener = opener;
-        state.opening_for = turn;
-        state.openings += 1;
-        let number = state.openings;
-        let (closing, closed) = oneshot::channel();
-        let before = state.closing.replace(closing);
-        // A runtime that has ended drops the task at once, and that takes the lock.
-        drop(state);
-        drop(before);
-        let opening = Opening::new(Arc::downgrade(self), self.connector.clone(), number);
-        runtime.spawn(opening.run(rest, closed));
     }
 
     /// Takes in a connection, and lets it take calls.
@@ -220,7 +187,9 @@ impl Pool {
 
     /// Notes that a connection takes no more calls. Those on it may end.
     pub(crate) fn retire(self: &Arc<Self>, connection: &Connection) {
-        let member = self.lock().members.remove(connection);
+        let mut state = self.lock();
+        let member = state.lose(connection);
+        drop(state);
         drop(member);
         self.serve();
     }
@@ -232,10 +201,10 @@ impl Pool {
         state.patience = (state.patience + 1).min(16);
     }
 
-    /// Retires an idle connection if there is another.
+    /// Retires an idle connection if there is another that takes calls.
     pub(crate) fn dismiss(&self, connection: &Connection) {
         let mut state = self.lock();
-        if state.members.len() > 1 && connection.calls() == 0 {
+        if state.members.has_other_than(connection) && connection.calls() == 0 {
             let member = state.members.remove(connection);
             drop(state);
             drop(member);
@@ -246,21 +215,15 @@ impl Pool {
     pub(crate) fn ended(self: &Arc<Self>, connection: &Connection) {
         trace::disconnected(self.connector.authority());
         let mut state = self.lock();
-        let member = state.members.remove(connection);
-        if connection.has_answered() && state.members.is_empty() {
-            state.failures = 0;
-            // The rest was for connections beside this one: now there is need of one.
-            if matches!(state.opener, Opener::Resting(_)) {
-                state.opener = Opener::Idle;
-            }
-        }
+        let member = state.lose(connection);
         if connection.was_useless() {
             state.failures += 1;
             // One may just have come at the end of its time.
             let rest = rest(state.failures - 1).saturating_sub(connection.opened().elapsed());
             if !rest.is_zero() && matches!(state.opener, Opener::Idle) {
                 // The calls wait for it: they can be made, only not that often.
-                self.start(state, Opener::Resting(None), rest);
+                let until = Instant::now() + rest;
+                self.start(state, Opener::Resting(None, until), rest);
                 drop(member);
                 return self.serve();
             }
@@ -280,45 +243,6 @@ impl Pool {
                 waiting.end(Err(status.clone()));
             }
         }
-    }
-
-    /// Notes that there is no connection for now; returns how long to rest before the next attempt.
-    pub(crate) fn failed(&self, failure: Status) -> Duration {
-        trace::not_connected(self.connector.authority(), &failure);
-        let mut state = self.lock();
-        state.failures += 1;
-        let rest = rest(state.failures);
-        state.opener = Opener::Resting(Some(failure.clone()));
-        drop(state);
-        self.fail_waiting(&failure);
-        rest
-    }
-
-    /// Notes that the next attempt may be made, and makes it if a call waits.
-    pub(crate) fn rested(self: &Arc<Self>, opening: u64) {
-        let mut state = self.lock();
-        if state.openings == opening {
-            state.opener = Opener::Idle;
-        }
-        drop(state);
-        self.serve();
-    }
-
-    /// Notes that the task which connected is gone with its runtime. So is the call that it was
-    /// for; others may be on runtimes that live.
-    pub(crate) fn abandoned(self: &Arc<Self>, opening: u64, failure: Status) {
-        let mut state = self.lock();
-        if state.openings != opening {
-            return;
-        }
-        state.opener = Opener::Idle;
-        let turn = state.opening_for.take();
-        let gone = turn.and_then(|turn| state.waiting.leave(&turn));
-        drop(state);
-        if let Some(waiting) = gone {
-            waiting.end(Err(failure));
-        }
-        self.serve();
     }
 
     pub(crate) fn has_waiting(&self) -> bool {
@@ -345,8 +269,23 @@ impl Pool {
         self.lock().failures = 0;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Lets a connection go that takes no more calls.
+    fn lose(&mut self, connection: &Connection) -> Option<Member> {
+        let member = self.members.remove(connection)?;
+        if connection.has_answered() && self.members.is_empty() {
+            self.failures = 0;
+            // The rest was for connections beside this one: now there is need of one.
+            if matches!(self.opener, Opener::Resting(..)) {
+                self.opener = Opener::Idle;
+            }
+        }
+        Some(member)
     }
 }
 

@@ -5,10 +5,7 @@ use rustls::crypto::CryptoProvider;
 use serde_json::{Map, Value};
 use tonic::Status;
 
-use crate::auth::{
-    failure::refused,
-    key_file::{KeyFile, apart},
-};
+use crate::auth::{apart::apart, failure::refused, key_file::KeyFile};
 
 /// Where the credentials are that an account is impersonated with.
 const SOURCE: &str = "source_credentials";
