@@ -676,8 +676,9 @@ async fn a_server_that_goes_away_at_once_each_time_is_not_hammered() {
     sleep(Duration::from_secs(1)).await;
     let accepted = listener.accepted();
     callers.join_all().await;
-    // At once, and after 100, 200, 400 ms; at most 2 each time.
-    assert!(accepted <= 10, "{accepted}");
+    // Twice at once, and after 100, 300, 700 ms or a fifth less; at most 2 each time. Without rests
+    // it would be thousands.
+    assert!(accepted <= 20, "{accepted}");
 }
 
 #[tokio::test]

@@ -127,9 +127,10 @@ impl Connection {
         self.disappointed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether calls have failed on it, and it has answered none.
+    /// Whether calls have failed on it, or will now that it goes, and it has answered none.
     pub(crate) fn was_useless(&self) -> bool {
-        self.disappointed.load(Ordering::Relaxed) && !self.has_answered()
+        let fails = self.disappointed.load(Ordering::Relaxed) || self.calls() > 0;
+        fails && !self.has_answered()
     }
 
     /// Notes that a call was answered; returns whether it was the first one.

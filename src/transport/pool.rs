@@ -185,15 +185,6 @@ impl Pool {
         self.serve();
     }
 
-    /// Notes that a connection takes no more calls. Those on it may end.
-    pub(crate) fn retire(self: &Arc<Self>, connection: &Connection) {
-        let mut state = self.lock();
-        let member = state.lose(connection);
-        drop(state);
-        drop(member);
-        self.serve();
-    }
-
     /// Pings later from now on, see
     /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
     pub(crate) fn ping_less(&self) {
@@ -214,21 +205,26 @@ impl Pool {
     /// Notes that a connection has ended.
     pub(crate) fn ended(self: &Arc<Self>, connection: &Connection) {
         trace::disconnected(self.connector.authority());
+        self.retire(connection);
+    }
+
+    /// Notes that a connection takes no more calls. Those on it may end. After one that was of no
+    /// use, the next may have to wait.
+    pub(crate) fn retire(self: &Arc<Self>, connection: &Connection) {
         let mut state = self.lock();
         let member = state.lose(connection);
-        if connection.was_useless() {
-            state.failures += 1;
-            // One may just have come at the end of its time.
-            let rest = rest(state.failures - 1).saturating_sub(connection.opened().elapsed());
-            if !rest.is_zero() && matches!(state.opener, Opener::Idle) {
-                // The calls wait for it: they can be made, only not that often.
-                let until = Instant::now() + rest;
-                self.start(state, Opener::Resting(None, until), rest);
-                drop(member);
-                return self.serve();
-            }
+        let was_useless = member.is_some() && connection.was_useless();
+        state.failures += u32::from(was_useless);
+        // One may just have come at the end of its time.
+        let rest = rest(state.failures.saturating_sub(1));
+        let rest = rest.saturating_sub(connection.opened().elapsed());
+        if was_useless && !rest.is_zero() && matches!(state.opener, Opener::Idle) {
+            // The calls wait for it: they can be made, only not that often.
+            let until = Instant::now() + rest;
+            self.start(state, Opener::Resting(None, until), rest);
+        } else {
+            drop(state);
         }
-        drop(state);
         drop(member);
         self.serve();
     }
