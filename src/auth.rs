@@ -68,8 +68,11 @@ pub use self::{
 ///
 /// Each fetch reads the file anew, so a rotated or mended one is noticed. A fetch may take 8 s.
 /// After a failure the next comes after 0.5 s, doubling to 30 s, a fifth more or less, for as long
-/// as there is a client: nothing needs a restart. A server's `UNAUTHENTICATED` brings the next
-/// fetch forward, at most once in 10 s.
+/// as there is a client: nothing needs a restart.
+///
+/// A server's `UNAUTHENTICATED` brings the next fetch forward: to a random moment within 10 s. For
+/// as long as the new tokens are refused too, that time doubles up to 5 minutes. So a fleet of
+/// clients that are refused at the same moment does not load the token endpoint at the same moment.
 ///
 /// # What failures look like
 ///
@@ -86,15 +89,21 @@ pub use self::{
 /// an alpha that has had no release since; it stands on hyper 0.14 and rustls 0.20, so a program
 /// with it has a second HTTP stack; and left to itself it hangs, panics after a failed fetch, and
 /// prints tokens in its errors. Here it is asked for one token at a time, by one task, within a
-/// time limit, never again after a failure; what is known to make it panic is checked before, but
-/// for one thing; and its errors are told in words of our own. Advisories against its tree are not
+/// time limit, never again after a failure; most of what makes it panic is checked before; and its
+/// errors are told in words of our own. Advisories against its tree are not
 /// reachable from here: h2 0.3 and rustls 0.20 (only its client side, to the token endpoint, runs),
 /// ring 0.16 (the overflow is in code for QUIC, the other in large ciphers), rustls-pemfile
 /// (unmaintained). `deny.toml` of this crate lists them with reasons.
 ///
-/// That one thing is out of reach: an answer of the token endpoint or the metadata server with an
-/// absurd `expires_in`. Here such a panic is an `UNAVAILABLE`, but a program built with
-/// `panic = "abort"` would end.
+/// These panics of it cannot be prevented from outside:
+///
+/// - an `expires_in` from the token endpoint or the metadata server that overflows the clock;
+/// - a process that runs out of file descriptors, or loses its certificate store, between the check
+///   of that store and its use;
+/// - a metadata server at the usual address that answers the check and is silent directly after it.
+///
+/// Such a panic prints to standard error as any other does, and becomes an `UNAVAILABLE`; the next
+/// fetch may succeed. A program that is built with `panic = "abort"` ends.
 ///
 /// Choose the feature `google-cloud-auth` (Rust 1.91) for what the first cannot do: workload
 /// identity federation and impersonation. With both features the older crate still serves the files

@@ -1,4 +1,4 @@
-//! How long to wait before the next of a row of attempts or looks.
+//! Exponential backoff.
 
 use std::time::Duration;
 
@@ -20,9 +20,18 @@ impl Backoff {
         let delay = Duration::try_from_secs_f64(self.initial.as_secs_f64() * factor)
             .unwrap_or(self.maximum)
             .min(self.maximum);
-        let jitter = 0.8 + 0.4 * random;
-        Duration::try_from_secs_f64(delay.as_secs_f64() * jitter).unwrap_or(delay)
+        part(delay, 0.8 + 0.4 * random)
     }
+
+    /// The delay after so many earlier ones with full jitter: any part of it, so that clients that
+    /// failed at the same time do not retry together. `random` is from 0 to 1.
+    pub(crate) fn full_jitter(&self, earlier: u32, random: f64) -> Duration {
+        part(self.delay(earlier, 0.5), random)
+    }
+}
+
+fn part(delay: Duration, factor: f64) -> Duration {
+    Duration::try_from_secs_f64(delay.as_secs_f64() * factor).unwrap_or(delay)
 }
 
 #[cfg(test)]
@@ -66,6 +75,24 @@ mod tests {
     }
 
     #[test]
+    fn full_jitter_is_any_part_of_the_delay() {
+        let backoff = Backoff {
+            initial: 10 * SECOND,
+            multiplier: 2.0,
+            maximum: 30 * SECOND,
+        };
+        for (earlier, seconds) in [(0, 10.0), (1, 20.0), (2, 30.0), (u32::MAX, 30.0)] {
+            for random in [0.0, 0.25, 1.0] {
+                let delay = backoff.full_jitter(earlier, random).as_secs_f64();
+                assert!(
+                    (delay - seconds * random).abs() < 1e-6,
+                    "{earlier}: {delay}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn no_numbers_panic() {
         for multiplier in [0.0, 1.0, 2.0, -1.0, f64::MAX, f64::INFINITY, f64::NAN] {
             for initial in [Duration::ZERO, SECOND, Duration::MAX] {
@@ -77,6 +104,7 @@ mod tests {
                     };
                     for earlier in [0, 1, u32::MAX] {
                         let _ = backoff.delay(earlier, 1.0);
+                        let _ = backoff.full_jitter(earlier, 1.0);
                     }
                 }
             }

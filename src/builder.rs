@@ -100,8 +100,8 @@ impl Builder {
         self
     }
 
-    /// Sets which failed calls are made again. Default is the published policy, which
-    /// [`RetryPolicy`] tells.
+    /// Sets which failed calls are retried. Defaults to the published policy, which
+    /// [`RetryPolicy`] describes.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
@@ -164,7 +164,7 @@ impl Builder {
     /// Trusts the certificates in this PEM text, too, as issuers of the server's. Default is the
     /// roots of the system, or Mozilla's, as the crate's features say.
     #[cfg(feature = "_tls")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tls-ring")))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls.ca(pem.into());
         self
@@ -173,7 +173,7 @@ impl Builder {
     /// Shows this certificate to a server that asks for one: its chain and its private key, each
     /// as PEM text. Default is none.
     #[cfg(feature = "_tls")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "tls-ring")))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.tls.identity(certificate.into(), key.into());
         self
@@ -186,7 +186,6 @@ impl Builder {
     /// Needs the feature `rustls`. The type is of rustls 0.23: a later version of this crate may need
     /// another.
     #[cfg(feature = "rustls")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
     pub fn rustls_config(
         mut self,
         config: impl Into<std::sync::Arc<tokio_rustls::rustls::ClientConfig>>,

@@ -97,9 +97,38 @@ impl<S> OperationsClient<S> {
         }
     }
 
-    /// Returns the stack, say for another generated client to go over the same connections.
+    /// Returns the stack, for another generated client to use the same connections.
     ///
-    /// Deadlines, retries and credentials are the client's, and no part of it.
+    /// Deadlines, retries and credentials belong to the client, not to the stack. An
+    /// [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the same token:
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "emulator")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{emulator::Emulator, proto::GetOperationRequest};
+    /// # let emulator = Emulator::start().await?;
+    /// # emulator.start_operation("operations/1")?;
+    /// # let endpoint = emulator.endpoint();
+    /// use longrunning::{Credentials, OperationsClient};
+    /// // Stands for any client that tonic generates.
+    /// use longrunning::proto::operations_client::OperationsClient as AnyClient;
+    ///
+    /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
+    /// let client = OperationsClient::builder(endpoint).connect().await?;
+    /// let mut other = AnyClient::with_interceptor(client.stack().clone(), auth.clone());
+    /// let client = client.with_credentials(auth);
+    /// # let request = GetOperationRequest { name: "operations/1".to_owned() };
+    /// # assert!(!other.get_operation(request).await?.into_inner().done);
+    /// # client.cancel_operation("operations/1").await?;
+    /// # assert_eq!(emulator.open_connections(), 1);
+    /// # let signed = |call: &longrunning::emulator::Call| call.metadata().get("authorization").is_some();
+    /// # assert!(emulator.calls().iter().all(signed));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub const fn stack(&self) -> &S {
         &self.stack
     }

@@ -1,4 +1,4 @@
-//! A client of `google.longrunning.Operations` over gRPC: cancel, watch and collect long-running
+//! A gRPC client for `google.longrunning.Operations`: cancel, watch and collect long-running
 //! operations.
 //!
 //! ```
@@ -19,39 +19,57 @@
 //! # }
 //! ```
 //!
-//! There is one error type, [`tonic::Status`]: the server's own, unchanged, or one that says what
-//! is known of a call that ended without it. [`StatusExt`] tells the two apart.
+//! # What to know first
 //!
-//! # Layout
+//! - **Cancellation is best effort.** Success means that the server accepted the request. A
+//!   cancelled operation is not deleted: it becomes done with error code 1 (`CANCELLED`), which
+//!   [`get_operation`](OperationsClient::get_operation) returns.
+//!   [`cancel_and_wait`](OperationsClient::cancel_and_wait) cancels and waits for the outcome.
+//! - **Errors are [`tonic::Status`]**, for calls and for set-up alike. A status that the server sent
+//!   is returned unchanged; [`StatusExt::origin`] returns where a status came from.
+//! - **Calls end after 10 seconds by default** ([`Builder::timeout`]) and are retried on
+//!   `UNAVAILABLE` ([`RetryPolicy`]), as in the published policy of the service.
+//! - **No credentials are sent by default**: see [`Credentials`].
+//! - **Clones of a client are cheap** and share its connections, token and settings. There is no
+//!   global state, and no task is left behind when the last clone is dropped.
 //!
-//! - [`OperationsClient`]: the five RPCs, over connections of its own ([`Builder`], [`Transport`])
-//!   or over any tower [`Stack`].
-//! - [`Credentials`]: what to show the server, and [`AuthInterceptor`] to share it with any other
-//!   generated client.
-//! - [`Poller`]: watches an operation until it is done; [`OperationsClient::cancel_and_wait`] and
-//!   its [`CancelOutcome`].
-//! - [`CancelOperations`], [`Operations`]: streams that cancel many operations, and list them.
-//! - [`Operation`]: whether it is done, its [`Outcome`], its response and metadata as messages.
-//! - [`StatusExt`]: who decided on a status ([`Origin`]), its HTTP code, its typed details.
-//! - [`proto`]: the generated messages and the raw stubs.
-//! - `emulator`: the whole service in memory, for tests.
+//! # Where to find what
+//!
+//! | to | see |
+//! |---|---|
+//! | connect to a server | [`OperationsClient::builder`], [`Builder`], [`Transport`] |
+//! | use your own channel or tower stack | [`OperationsClient::new`], [`Stack`] |
+//! | cancel, get, list, delete or wait once | [`OperationsClient`] |
+//! | authenticate | [`Credentials`], and [`AuthInterceptor`] for any other generated client |
+//! | wait until an operation is done | [`Poller`], [`PollPolicy`] |
+//! | cancel an operation and learn the outcome | [`OperationsClient::cancel_and_wait`], [`CancelOutcome`] |
+//! | cancel many operations | [`OperationsClient::cancel_operations`] |
+//! | list operations over all pages | [`OperationsClient::operations`] |
+//! | read the result of an operation | [`Operation`], [`Outcome`] |
+//! | handle an error | [`StatusExt`], [`Origin`] |
+//! | use the generated messages and stubs | [`proto`] |
+//! | test your code without a server | the module `emulator`, with the feature of that name |
 //!
 //! # Features
 //!
-//! | feature | default | with it | without it |
-//! |---|---|---|---|
-//! | `google-authz` | yes | service account keys, users' files, the metadata server | Google's credentials need `google-cloud-auth`, or a source of your own |
-//! | `google-cloud-auth` | | workload identity federation and impersonation, too; Rust 1.91 | |
-//! | `tls-ring` | yes | TLS by rustls, on ring | `https` endpoints need `tls-aws-lc` |
-//! | `tls-aws-lc` | | TLS by rustls, on aws-lc | |
-//! | `tls-native-roots` | yes | the system's root certificates, `SSL_CERT_FILE` honoured | roots of `tls-webpki-roots`, or those given |
-//! | `tls-webpki-roots` | | Mozilla's root certificates, compiled in | |
-//! | `rustls` | | `Builder::rustls_config`: the whole of TLS as rustls 0.23 has it | `ca_certificate` and `identity` |
-//! | `tracing` | | connections, retries and tokens as DEBUG events of the target `longrunning` | |
-//! | `emulator` | | the module `emulator` and the raw server stub | |
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `google-authz` | yes | Google credentials: service account keys, user credentials, the metadata server |
+//! | `google-cloud-auth` | | Google credentials, with workload identity federation and impersonation; needs Rust 1.91 |
+//! | `tls-ring` | yes | TLS by rustls with ring |
+//! | `tls-aws-lc` | | TLS by rustls with aws-lc |
+//! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |
+//! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
+//! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
+//! | `tracing` | | DEBUG events of the target `longrunning` for connections, retries and token renewals |
+//! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
+//!
+//! An `https` endpoint needs `tls-ring` or `tls-aws-lc`, and root certificates: one of the two
+//! features for them, or `Builder::ca_certificate`.
 
-// Not in `Cargo.toml`, for tests and examples may.
+// Here and not in `Cargo.toml`, because tests and examples may use `unwrap`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod auth;
 mod backoff;

@@ -44,6 +44,9 @@ use crate::{
 /// clones have no more than [so many](OperationsClient::with_max_waits) of them under way, and
 /// further pollers look with Get meanwhile.
 ///
+/// A Wait that returns a done operation with a response of no type is confirmed with one Get, at
+/// once: some servers answer so although the operation goes on.
+///
 /// Every look has a deadline: a Wait its slice and 10 s for the answer, a Get what its request or
 /// the client has for a timeout, else 10 s; and none has more than is left of the [total
 /// timeout](PollPolicy::total_timeout). A Wait leaves some of that for a Get.
@@ -123,8 +126,8 @@ pub struct Poller<S = Transport> {
     looks: u32,
     /// The next look comes so long after an instant.
     due: Option<(Instant, Duration)>,
-    /// Whether the last look was a Wait, and failed.
-    wait_failed: bool,
+    /// Whether the next look is a Get, to confirm a Wait that failed or whose answer is doubtful.
+    get_next: bool,
     latest: Option<Operation>,
     /// Why the last look, if it failed, did.
     failure: Option<Status>,
@@ -175,7 +178,7 @@ impl<S: Stack + Sync> Poller<S> {
             step: None,
             looks: 0,
             due: None,
-            wait_failed: false,
+            get_next: false,
             latest: None,
             failure: None,
             ended: false,

@@ -12,7 +12,7 @@
 //! assert_eq!(request.get_ref().name, "operations/1");
 //! ```
 
-use std::time::Duration;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tonic::{IntoRequest, Request};
 
@@ -76,9 +76,12 @@ macro_rules! a_name_is_a_request {
             }
         }
 
-        impl IntoRequest<$request> for &String {
+        a_name_is_a_request!($request: &String, &&str, Cow<'_, str>, &Cow<'_, str>, Arc<str>, &Arc<str>, Box<str>, &Box<str>);
+    )*};
+    ($request:ident: $($name:ty),*) => {$(
+        impl IntoRequest<$request> for $name {
             fn into_request(self) -> Request<$request> {
-                self.clone().into_request()
+                self.to_string().into_request()
             }
         }
     )*};

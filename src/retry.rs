@@ -1,4 +1,4 @@
-//! Which failed calls are made again, how often, and when.
+//! Retries of failed calls.
 
 mod throttle;
 
@@ -7,7 +7,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-use self::throttle::Throttle;
+use self::throttle::{Limits, Throttle};
 use crate::{
     backoff::Backoff,
     proto::{duration, rpc::RetryInfo},
@@ -15,28 +15,32 @@ use crate::{
     trace,
 };
 
-/// How failed calls are made again.
+/// Which failed calls are retried, how often, and when.
 ///
-/// The default is the policy that is published with the service: calls that end `UNAVAILABLE` are
-/// made up to 5 times, the first time again after about 0.5 seconds and each time after twice as
-/// long, up to 10 seconds, all within the call's one deadline. Each wait is up to 20 % shorter or
-/// longer, so that clients that failed together do not come back together.
+/// The default is the policy that is published with the service: a call that ends with
+/// `UNAVAILABLE` is attempted up to 5 times. The first retry comes after about 0.5 seconds, and each
+/// further one after twice the delay before, up to 10 seconds. Each delay is up to 20 % shorter or
+/// longer, so that clients that failed together do not retry together. All attempts share the
+/// deadline of the call.
 ///
-/// - Where the server says in [`RetryInfo`] how long to wait, that counts. A call that would have
-///   to wait beyond its deadline ends at once, with the status it has.
-/// - Where more than a few calls fail, none is made again: each failure takes one of 100 tokens, each
-///   success returns a tenth, and at 50 or fewer every call is made just once. A client and its
-///   clones share the tokens. See
-///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
-/// - `WaitOperation` is never made again, nor is a call that the client itself refused.
+/// - The server can set the delay: `grpc-retry-pushback-ms` in the metadata of its status is the
+///   exact delay in milliseconds, and a value that is negative or unreadable means that the call is
+///   not retried (see
+///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback)).
+///   Otherwise the delay of a [`RetryInfo`] in the details counts, made up to 20 % longer.
+/// - A call whose retry would come after its deadline ends at once, with the status of its last
+///   attempt.
+/// - `WaitOperation` is never retried, nor is a call that the client itself refused.
+/// - Retries are not throttled unless [`throttle`](Self::throttle) is set.
 ///
-/// An operation may have been cancelled or deleted by an attempt whose answer was lost. The next
-/// one may then bring `FAILED_PRECONDITION` or `NOT_FOUND`, although the call did its work.
+/// An operation may have been cancelled or deleted by an attempt whose answer was lost. The retry
+/// may then end with `FAILED_PRECONDITION` or `NOT_FOUND`, although the call had its effect.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     attempts: NonZeroU32,
     backoff: Backoff,
     codes: Vec<Code>,
+    throttle: Option<Limits>,
 }
 
 impl Default for RetryPolicy {
@@ -49,6 +53,7 @@ impl Default for RetryPolicy {
                 maximum: Duration::from_secs(10),
             },
             codes: vec![Code::Unavailable],
+            throttle: None,
         }
     }
 }
@@ -97,44 +102,97 @@ impl RetryPolicy {
         self
     }
 
-    /// How long to wait before the next attempt; `None`: there is none.
-    fn wait(&self, attempts: u32, status: &Status, random: f64) -> Option<Duration> {
-        let again = attempts < self.attempts.get() && self.concerns(status);
-        let wait = || match retry_delay(status) {
-            // Later, if anything: they were all told the same.
-            Some(delay) => delay.saturating_add(delay.mul_f64(0.2 * random)),
-            None => self.backoff.delay(attempts - 1, random),
-        };
-        again.then(wait)
+    /// Stops retries while many calls fail, so that they do not add to the load of a server in an
+    /// outage. Defaults to no throttle, as in the published policy.
+    ///
+    /// A failed attempt takes one of `max_tokens`, and a successful call returns `token_ratio` of
+    /// one. While half of the tokens or fewer are left, calls are not retried. A client and its
+    /// clones share the tokens. `max_tokens` is held to the range of 1 to 1,000, and `token_ratio`
+    /// to that of 0.001 to `max_tokens`. See
+    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
+    ///
+    /// One broken connection fails all calls on it at once. Choose `max_tokens` larger than twice
+    /// that number, commonly 100, for those calls to be retried.
+    #[must_use]
+    pub const fn throttle(mut self, max_tokens: u32, token_ratio: f64) -> Self {
+        self.throttle = Some(Limits::new(max_tokens, token_ratio));
+        self
     }
 
     fn concerns(&self, status: &Status) -> bool {
         self.codes.contains(&status.code()) && status.origin() != Some(Origin::Client)
     }
+
+    /// Returns the delay before the next attempt, or `None` if there is none.
+    ///
+    /// `backoffs` is the number of delays so far that the server did not set.
+    fn delay(
+        &self,
+        attempts: u32,
+        backoffs: u32,
+        wish: Option<Wish>,
+        random: f64,
+    ) -> Option<Duration> {
+        if attempts >= self.attempts.get() {
+            return None;
+        }
+        match wish {
+            Some(Wish::NoRetry) => None,
+            Some(Wish::Exactly(delay)) => Some(delay),
+            // Only longer: all clients were told the same.
+            Some(Wish::AtLeast(delay)) => Some(delay.saturating_add(delay.mul_f64(0.2 * random))),
+            None => Some(self.backoff.delay(backoffs, random)),
+        }
+    }
 }
 
-fn retry_delay(status: &Status) -> Option<Duration> {
-    let delay = duration(status.detail::<RetryInfo>()?.retry_delay?)?;
-    // More than this is no wish but a mistake, and would only overflow.
-    (!delay.is_zero()).then(|| delay.min(Duration::from_secs(1 << 32)))
+/// What a server's status says about the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wish {
+    /// A pushback that forbids it.
+    NoRetry,
+    /// A pushback.
+    Exactly(Duration),
+    /// A `RetryInfo`.
+    AtLeast(Duration),
 }
 
-/// A policy at work, with the tokens that a client and its clones share.
+impl Wish {
+    fn of(status: &Status) -> Option<Self> {
+        let mut pushbacks = status.metadata().get_all("grpc-retry-pushback-ms").iter();
+        if let Some(pushback) = pushbacks.next() {
+            // A signed number of 32 bits, as gRFC A6 has it.
+            let millis = pushback
+                .to_str()
+                .ok()
+                .and_then(|text| text.parse::<i32>().ok());
+            let millis = millis.and_then(|millis| u64::try_from(millis).ok());
+            let millis = millis.filter(|_| pushbacks.next().is_none());
+            return Some(millis.map_or(Self::NoRetry, |millis| {
+                Self::Exactly(Duration::from_millis(millis))
+            }));
+        }
+        let delay = duration(status.detail::<RetryInfo>()?.retry_delay?)?;
+        // A longer delay is a mistake, and would overflow.
+        let delay = delay.min(Duration::from_secs(1 << 32));
+        (!delay.is_zero()).then_some(Self::AtLeast(delay))
+    }
+}
+
+/// The retries of a client and its clones, which share the tokens of the throttle.
 #[derive(Clone, Debug)]
 pub(crate) struct Retry {
     policy: RetryPolicy,
-    throttle: Arc<Throttle>,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Retry {
     pub(crate) fn new(policy: RetryPolicy) -> Self {
-        Self {
-            policy,
-            throttle: Arc::default(),
-        }
+        let throttle = policy.throttle.map(Throttle::new).map(Arc::new);
+        Self { policy, throttle }
     }
 
-    /// Makes attempts until one succeeds or there is none left. Each is told how many were before.
+    /// Makes attempts until one succeeds or none is left. Each is given the number of those before.
     pub(crate) async fn run<T, F>(
         &self,
         deadline: Option<Instant>,
@@ -143,7 +201,8 @@ impl Retry {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut attempts = 0;
+        let throttle = self.throttle.as_deref();
+        let (mut attempts, mut backoffs) = (0, 0);
         loop {
             let result = attempt(attempts).await;
             attempts += 1;
@@ -151,20 +210,29 @@ impl Retry {
                 Err(status) if self.policy.concerns(&status) => status,
                 Err(status) => return Err(status),
                 Ok(answer) => {
-                    self.throttle.succeeded();
+                    if let Some(throttle) = throttle {
+                        throttle.succeeded();
+                    }
                     return Ok(answer);
                 }
             };
-            let may_retry = self.throttle.failed();
-            let wait = self.policy.wait(attempts, &status, fastrand::f64());
-            let in_time = |wait: &Duration| {
-                let left = |at: Instant| at.saturating_duration_since(Instant::now());
-                deadline.is_none_or(|at| *wait < left(at))
+            let may_retry = throttle.is_none_or(Throttle::failed);
+            let wish = Wish::of(&status);
+            let delay = self.policy.delay(attempts, backoffs, wish, fastrand::f64());
+            // A pushback starts the backoff anew, see gRFC A6.
+            backoffs = if matches!(wish, Some(Wish::Exactly(_))) {
+                0
+            } else {
+                backoffs + 1
             };
-            match wait.filter(in_time) {
-                Some(wait) if may_retry => {
-                    trace::retrying(attempts, &status, wait);
-                    sleep(wait).await;
+            let in_time = |delay: &Duration| {
+                let left = |at: Instant| at.saturating_duration_since(Instant::now());
+                deadline.is_none_or(|at| *delay < left(at))
+            };
+            match delay.filter(in_time) {
+                Some(delay) if may_retry => {
+                    trace::retrying(attempts, &status, delay);
+                    sleep(delay).await;
                 }
                 _ => return Err(status),
             }
@@ -189,6 +257,22 @@ mod tests {
         mark(Status::unavailable("down"), Origin::Server)
     }
 
+    fn with_pushback(pushback: &'static str) -> Status {
+        let mut status = with_delay(prost_types::Duration {
+            seconds: 60,
+            nanos: 0,
+        });
+        let pushback = pushback.parse().expect("ASCII");
+        status
+            .metadata_mut()
+            .insert("grpc-retry-pushback-ms", pushback);
+        status
+    }
+
+    fn delay_of(policy: &RetryPolicy, status: &Status, random: f64) -> Option<Duration> {
+        policy.delay(1, 0, Wish::of(status), random)
+    }
+
     fn with_delay(delay: prost_types::Duration) -> Status {
         let info = RetryInfo {
             retry_delay: Some(delay),
@@ -210,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wait_is_twice_the_one_before_up_to_the_most() {
+    fn each_delay_is_twice_the_one_before_up_to_the_maximum() {
         let policy = RetryPolicy::default().max_attempts(NonZeroU32::MAX);
         let table = [
             (1, 0.5),
@@ -223,18 +307,18 @@ mod tests {
         ];
         for (attempts, expected) in table {
             for (random, jitter) in [(0.0, 0.8), (0.5, 1.0), (1.0, 1.2)] {
-                let wait = policy.wait(attempts, &unavailable(), random);
-                let wait = wait.expect("attempts are left").as_secs_f64();
+                let delay = policy.delay(attempts, attempts - 1, None, random);
+                let delay = delay.expect("attempts are left").as_secs_f64();
                 assert!(
-                    (wait - expected * jitter).abs() < 1e-6,
-                    "{attempts}: {wait}"
+                    (delay - expected * jitter).abs() < 1e-6,
+                    "{attempts}: {delay}"
                 );
             }
         }
     }
 
     #[test]
-    fn what_the_server_says_about_the_wait_counts() {
+    fn the_delay_of_a_retry_info_counts() {
         let policy = RetryPolicy::default();
         let delay = |seconds, nanos| with_delay(prost_types::Duration { seconds, nanos });
         let table = [
@@ -245,23 +329,70 @@ mod tests {
             (delay(i64::MAX, 0), Some(Duration::from_secs(1 << 32))),
         ];
         for (status, expected) in table {
-            assert_eq!(policy.wait(1, &status, 0.0), expected);
-            assert!(policy.wait(1, &status, 1.0) >= expected);
+            assert_eq!(delay_of(&policy, &status, 0.0), expected);
+            assert!(delay_of(&policy, &status, 1.0) >= expected);
         }
     }
 
     #[test]
-    fn only_the_policys_codes_are_tried_again_and_never_the_clients_own() {
+    fn a_pushback_counts_before_a_retry_info() {
+        let policy = RetryPolicy::default();
+        let table = [
+            ("0", Some(seconds(0.0))),
+            ("2147483647", Some(seconds(2_147_483.647))),
+            ("2147483648", None),
+            ("-1", None),
+            ("-2147483649", None),
+            ("", None),
+            ("1 ", None),
+            ("1s", None),
+        ];
+        for (pushback, expected) in table {
+            let status = with_pushback(pushback);
+            for random in [0.0, 1.0] {
+                let delay = delay_of(&policy, &status, random);
+                assert_eq!(delay, expected, "{pushback:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pushback_starts_the_backoff_anew() {
+        let policy = RetryPolicy::default().max_attempts(NonZeroU32::MIN.saturating_add(4));
+        let begun = Instant::now();
+        let mut times = Vec::new();
+        let attempt = |before| {
+            times.push(begun.elapsed().as_secs_f64());
+            // After 0.5, 1, 7 and 0.5 seconds, but for the jitter of all except the third.
+            std::future::ready(Err::<(), _>(match before {
+                2 => with_pushback("7000"),
+                _ => unavailable(),
+            }))
+        };
+        let result = Retry::new(policy).run(None, attempt).await;
+        result.expect_err("it always fails");
+        let delays: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        for (delay, (from, to)) in
+            delays
+                .iter()
+                .zip([(0.4, 0.61), (0.8, 1.21), (7.0, 7.01), (0.4, 0.61)])
+        {
+            assert!((from..to).contains(delay), "{delays:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_policys_codes_are_retried_and_never_the_clients_own() {
         let policy = RetryPolicy::default();
         for code in (1..=16).map(Code::from_i32) {
             let status = mark(Status::new(code, ""), Origin::Server);
-            let again = policy.wait(1, &status, 0.5).is_some();
-            assert_eq!(again, code == Code::Unavailable, "{code:?}");
+            let retried = policy.concerns(&status);
+            assert_eq!(retried, code == Code::Unavailable, "{code:?}");
         }
         let own = local(Code::Unavailable, "no token");
-        assert_eq!(policy.wait(1, &own, 0.5), None);
-        assert_eq!(policy.wait(5, &unavailable(), 0.5), None);
-        assert_eq!(RetryPolicy::none().wait(1, &unavailable(), 0.5), None);
+        assert!(!policy.concerns(&own));
+        assert_eq!(policy.delay(5, 4, None, 0.5), None);
+        assert_eq!(RetryPolicy::none().delay(1, 0, None, 0.5), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -287,17 +418,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_an_outage_calls_are_made_once() {
+    async fn in_an_outage_a_throttle_ends_retries() {
         let attempts = AtomicUsize::new(0);
         let fail = |_| {
             attempts.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Err::<(), _>(unavailable()))
         };
+        let retry = Retry::new(RetryPolicy::default().throttle(100, 0.1));
+        for _ in 0..1_000 {
+            let _ = retry.clone().run(None, fail).await;
+        }
+        let throttled = attempts.swap(0, Ordering::Relaxed);
+        assert!((1_000..1_050).contains(&throttled), "{throttled}");
+
         let retry = Retry::new(RetryPolicy::default());
         for _ in 0..1_000 {
             let _ = retry.clone().run(None, fail).await;
         }
-        let attempts = attempts.into_inner();
-        assert!((1_000..1_050).contains(&attempts), "{attempts}");
+        assert_eq!(attempts.into_inner(), 5_000);
     }
 }

@@ -38,7 +38,10 @@ pub(crate) use self::connect::Connector;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connect::Tls;
 use self::{body::collect, lease::Lease, pool::Pool, queue::Turn};
-pub(crate) use self::{dial::Dial, pool::Limits};
+pub(crate) use self::{
+    dial::{Dial, is_localhost},
+    pool::Limits,
+};
 use crate::{
     auth::AuthInterceptor,
     deadline,

@@ -185,6 +185,7 @@ async fn an_http_answer_without_a_status_follows_the_table_of_grpc() {
         (403, Code::PermissionDenied),
         (404, Code::Unimplemented),
         (429, Code::Unavailable),
+        (431, Code::Internal),
         (502, Code::Unavailable),
         (503, Code::Unavailable),
         (504, Code::Unavailable),
@@ -200,8 +201,12 @@ async fn an_http_answer_without_a_status_follows_the_table_of_grpc() {
                 vec![Ok(body)],
             )
         });
+        let hint = match http {
+            431 => "the request's headers are larger than the server accepts",
+            _ => "is the endpoint a gRPC server?",
+        };
         let text = format!(
-            "HTTP status {http} and content-type \"text/html\", without a grpc-status: is the endpoint a gRPC server?"
+            "HTTP status {http} and content-type \"text/html\", without a grpc-status: {hint}"
         );
         assert_eq!(failure(stack).await, (code, Some(Origin::Transport), text));
     }
@@ -251,17 +256,48 @@ async fn an_answer_that_cannot_be_decoded_is_internal() {
     }
 }
 
+/// The head of an answer that names a compression.
+fn encoded(encoding: &'static str) -> Response<()> {
+    let mut head = grpc();
+    head.headers_mut()
+        .insert("grpc-encoding", HeaderValue::from_static(encoding));
+    head
+}
+
 #[tokio::test]
-async fn an_unknown_compression_is_not_taken_for_a_missing_method() {
-    let stack = answering(|| {
-        let mut head = grpc();
-        head.headers_mut()
-            .insert("grpc-encoding", HeaderValue::from_static("brotli"));
-        (head, vec![message(), trailers(&[("grpc-status", b"0")])])
-    });
-    let (code, origin, text) = failure(stack).await;
-    assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
-    assert!(text.contains("brotli"), "{text}");
+async fn a_message_that_is_not_compressed_is_read_whatever_grpc_encoding_says() {
+    for encoding in ["gzip", "identity", "brotli"] {
+        let ok = || trailers(&[("grpc-status", b"0")]);
+        let stack = answering(move || (encoded(encoding), vec![message(), ok()]));
+        cancel(stack).await.expect("Compressed-Flag is 0");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_message_is_internal_and_names_the_encoding() {
+    for encoding in ["gzip", "brotli"] {
+        let compressed = || Ok(Frame::data(Bytes::from_static(&[1, 0, 0, 0, 1, 0])));
+        let ok = || trailers(&[("grpc-status", b"0")]);
+        let stack = answering(move || (encoded(encoding), vec![compressed(), ok()]));
+        let (code, origin, text) = failure(stack).await;
+        assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
+        let expected = format!(
+            "cannot read the answer: its message is compressed with {encoding:?}, which the client did not offer to accept"
+        );
+        assert_eq!(text, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_status_wins_over_the_encoding_of_an_answer_without_a_message() {
+    let denied = || trailers(&[("grpc-status", b"7"), ("grpc-message", b"no")]);
+    let found = failure(answering(move || (encoded("gzip"), vec![denied()]))).await;
+    let expected = (
+        Code::PermissionDenied,
+        Some(Origin::Server),
+        "no".to_owned(),
+    );
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]

@@ -253,60 +253,86 @@ async fn a_path_that_only_looks_like_text_is_read_and_named() {
     assert_eq!(told, "field \"type\" is missing: download the file again");
 }
 
-/// It is for the machine, and not for a person: the next fetch may well have some.
+const LIMITED: &str = "TEST_LIMITED";
+
+/// Runs a test of this file again, in a process that has few file descriptors.
 #[cfg(target_os = "linux")]
-#[test]
-fn without_file_descriptors_it_is_tried_again() {
-    const LIMITED: &str = "TEST_LIMITED";
-    let Some(path) = std::env::var_os(LIMITED) else {
-        let file = file(service_account(KEY, URI).to_string());
-        let test = std::env::current_exe().unwrap();
-        let limited = std::process::Command::new("sh")
-            .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
-            .args([
-                test.as_os_str(),
-                "without_file_descriptors_it_is_tried_again".as_ref(),
-            ])
-            .env(LIMITED, &file.path)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&limited.stdout);
-        assert!(
-            limited.status.success() && said.contains("1 passed"),
-            "{said}"
-        );
-        return;
-    };
+fn run_limited(test: &str) {
+    let file = file(service_account(KEY, URI).to_string());
+    let program = std::env::current_exe().unwrap();
+    let limited = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
+        .args([program.as_os_str(), test.as_ref()])
+        .env(LIMITED, &file.path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&limited.stdout);
+    assert!(
+        limited.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}
+
+/// Returns how the first fetch fails in a process that has no file descriptor left.
+#[cfg(target_os = "linux")]
+fn failure_without_descriptors(credentials: longrunning::Credentials) -> tonic::Status {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let path = PathBuf::from(path);
-    let told = format!(
-        "credentials: credentials file {}: Too many open files (os error 24): it is tried again",
-        path.display()
-    );
     let auth = {
         let _guard = runtime.enter();
-        longrunning::Credentials::file(path)
-            .interceptor_lazy()
-            .unwrap()
+        credentials.interceptor_lazy().unwrap()
     };
     let mut taken = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
-    let failure = runtime.block_on(async {
+    runtime.block_on(async {
         loop {
             if let Some(failure) = auth.last_failure() {
+                drop(taken);
                 break failure;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-    });
-    drop(taken);
+    })
+}
+
+/// The machine is at fault, not the file: a later fetch may succeed.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_unavailable() {
+    let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
+        return run_limited("a_file_that_cannot_be_opened_for_want_of_descriptors_is_unavailable");
+    };
+    let failure = failure_without_descriptors(longrunning::Credentials::file(&path));
     assert_eq!(failure.code(), tonic::Code::Unavailable);
-    assert_eq!(failure.message(), told);
+    assert_eq!(
+        failure.message(),
+        format!(
+            "credentials: credentials file {}: Too many open files (os error 24): it is tried again",
+            path.display()
+        )
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_certificate_store_that_cannot_be_opened_for_want_of_descriptors_is_unavailable() {
+    let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
+        return run_limited(
+            "a_certificate_store_that_cannot_be_opened_for_want_of_descriptors_is_unavailable",
+        );
+    };
+    let text = std::fs::read_to_string(path).unwrap();
+    let failure = failure_without_descriptors(longrunning::Credentials::json(text));
+    assert_eq!(failure.code(), tonic::Code::Unavailable);
+    assert_eq!(
+        failure.message(),
+        "credentials: cannot read the CA certificates of this machine: Too many open files \
+         (os error 24): it is retried"
+    );
 }
 
 #[cfg(unix)]

@@ -312,25 +312,64 @@ async fn other_codes_of_a_source_become_those_that_callers_act_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn thousands_of_rejections_make_one_fetch_at_once_and_one_in_ten_seconds() {
+async fn a_rejection_brings_a_new_token_within_ten_seconds() {
     let script = Script::new([Step::For(HOUR)]);
     let auth = script.credentials().interceptor().await.unwrap();
-    let reject = || (0..1000).for_each(|_| auth.rejected());
-    go_on(Duration::from_secs(9), reject).await;
+    (0..1000).for_each(|_| auth.rejected());
+    go_on(Duration::from_secs(11), || ()).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
-    go_on(Duration::from_secs(9), || ()).await;
-    assert_eq!(header(&auth).unwrap(), "Bearer token-3");
+    assert_eq!(script.0.rejections.load(SeqCst), 1);
     let fetches = script.fetches();
-    assert_eq!(fetches.len(), 3);
-    // The source's own pace, and then that of rejections.
-    assert_eq!(fetches[1] - fetches[0], Duration::from_secs(1));
-    assert_eq!(fetches[2] - fetches[1], Duration::from_secs(10));
-    assert_eq!(script.0.rejections.load(SeqCst), 2);
-    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fetches.len(), 2);
+    assert!(fetches[1] - fetches[0] >= Duration::from_secs(1));
+
+    // The new token was good for a while, so that the next rejection is the first again.
+    sleep(Duration::from_secs(15 * 60)).await;
+    auth.rejected();
+    sleep(Duration::from_secs(10)).await;
     assert_eq!(script.count(), 3);
-    auth.rejected(); // the last fetch is long ago: at once
-    settle().await;
-    assert_eq!(script.count(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetches_grow_rare_while_new_tokens_are_rejected_too() {
+    let script = Script::new([Step::For(2 * HOUR)]);
+    let auth = script.credentials().interceptor().await.unwrap();
+    go_on(HOUR, || auth.rejected()).await;
+    // 5 minutes apart at most, and half of that on the average.
+    let count = script.count();
+    assert!((13..60).contains(&count), "{count}");
+    let fetches = script.fetches();
+    let apart = |pair: &[Instant]| pair[1] - pair[0];
+    let paces: Vec<Duration> = fetches.windows(2).map(apart).collect();
+    assert!(
+        paces.iter().all(|pace| (1..=301).contains(&pace.as_secs())),
+        "{paces:?}"
+    );
+}
+
+/// What a server that refuses all tokens for a while does to a fleet.
+#[tokio::test(start_paused = true)]
+async fn clients_that_are_rejected_together_do_not_fetch_together() {
+    const CLIENTS: usize = 500;
+    let script = Script::new([Step::For(2 * HOUR)]);
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(script.credentials().interceptor().await.unwrap());
+    }
+    sleep(Duration::from_secs(60)).await;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(600) {
+        clients.iter().for_each(AuthInterceptor::rejected);
+        sleep(Duration::from_millis(500)).await;
+    }
+    let mut a_second = [0; 601];
+    for fetch in script.fetches().split_off(CLIENTS) {
+        a_second[usize::try_from((fetch - start).as_secs()).unwrap()] += 1;
+    }
+    let most = a_second.iter().max().copied();
+    assert!(most < Some(CLIENTS / 3), "{a_second:?}");
+    let last_minute: usize = a_second[540..].iter().sum();
+    assert!(last_minute < CLIENTS, "{last_minute}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,9 +377,8 @@ async fn a_source_that_panics_at_a_rejection_is_asked_for_its_next_token() {
     let script = Script::new([Step::For(HOUR)]);
     script.0.is_rude.store(true, SeqCst);
     let auth = script.credentials().interceptor().await.unwrap();
-    sleep(Duration::from_secs(20)).await;
     auth.rejected();
-    settle().await;
+    sleep(Duration::from_secs(10)).await;
     assert_eq!(script.0.rejections.load(SeqCst), 1);
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
     sleep(2 * HOUR).await;
@@ -373,9 +411,8 @@ async fn a_token_that_ends_sooner_takes_the_place_of_one_that_was_refused() {
     let minute = Duration::from_secs(60);
     let script = Script::new([Step::For(HOUR), Step::For(minute)]);
     let auth = script.credentials().interceptor().await.unwrap();
-    sleep(minute).await;
     auth.rejected();
-    settle().await;
+    go_on(Duration::from_secs(11), || ()).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
 
     let late = Step::Late(Duration::from_secs(2)); // for an hour

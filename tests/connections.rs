@@ -2,8 +2,19 @@
 
 mod support;
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use longrunning::{
     Builder, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _, Transport,
 };
@@ -12,11 +23,13 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
-use tonic::{Code, Status};
+use tonic::{Code, Status, body::Body};
+use tower::ServiceExt as _;
 
 use self::support::{
     server::{Habits, Server},
     until,
+    wire::{self, Listener, Peer},
 };
 
 const NAME: &str = "operations/1";
@@ -229,6 +242,90 @@ async fn many_small_answers_at_once_do_not_end_the_connection() {
     let client = connect(&server).await;
     burst(&client, 5_000).await.expect("answers");
     assert_eq!(server.seen.calls(), 5_000);
+}
+
+/// Answers a call at once, but one on `operations/late` only once the client has reset it.
+async fn late(mut peer: Peer, late_answers: Arc<AtomicUsize>) -> io::Result<()> {
+    let mut pending = HashSet::new();
+    let room_for_all_requests = (1_u32 << 30).to_be_bytes();
+    peer.frame(wire::WINDOW_UPDATE, 0, 0, &room_for_all_requests)
+        .await?;
+    loop {
+        let frame = peer.next().await?;
+        if frame.kind == wire::DATA && frame.flags & wire::END_STREAM != 0 {
+            match frame.payload.ends_with(b"late") {
+                true => drop(pending.insert(frame.stream)),
+                false => peer.answer(frame.stream).await?,
+            }
+        }
+        if frame.kind == wire::RST_STREAM && pending.remove(&frame.stream) {
+            peer.answer(frame.stream).await?;
+            late_answers.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// `LATE_ANSWERS` sets how many there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_come_after_their_deadline_cost_neither_the_connection_nor_other_calls() {
+    let wanted = std::env::var("LATE_ANSWERS").ok();
+    let wanted = wanted.map_or(30_000, |number| number.parse().expect("a number"));
+    let late_answers = Arc::<AtomicUsize>::default();
+    let counter = late_answers.clone();
+    let listener = Listener::start(move |_, io| {
+        let counter = counter.clone();
+        async move { late(Peer::accept_with(io, 1_000).await?, counter).await }
+    });
+    let client = builder(listener.url()).connect().await.expect("a server");
+    let mut callers = JoinSet::new();
+    for _ in 0..500 {
+        let client = client.clone().with_timeout(Duration::from_millis(20));
+        let late_answers = late_answers.clone();
+        callers.spawn(async move {
+            while late_answers.load(Ordering::SeqCst) < wanted {
+                let result = client.cancel_operation("operations/late").await;
+                let status = result.expect_err("the answer is late");
+                assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+            }
+        });
+    }
+    let mut others = 0;
+    while !callers.is_empty() {
+        client.cancel_operation(NAME).await.expect("an answer");
+        others += 1;
+        while let Some(caller) = callers.try_join_next() {
+            caller.expect("no panic");
+        }
+    }
+    assert!(others > 10, "{others}");
+    assert_eq!(listener.accepted(), 1);
+}
+
+#[tokio::test]
+async fn large_answers_that_nobody_reads_do_not_hold_up_other_calls() {
+    let server = Server::start(Habits {
+        bytes: 3 << 20,
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let message = Bytes::from_static(b"\0\0\0\0\x0e\x0a\x0coperations/1");
+        let request = http::Request::post("/google.longrunning.Operations/GetOperation")
+            .header("content-type", "application/grpc")
+            .body(Body::new(Full::new(message)))
+            .expect("a request");
+        let response = client.stack().clone().oneshot(request).await;
+        unread.push(response.expect("a head").into_body());
+    }
+    let operation = client.get_operation(NAME).await.expect("an answer");
+    assert_eq!(operation.name.len(), 3 << 20);
+    assert_eq!(server.seen.connections(), 1);
+    // They are whole once somebody reads them.
+    for body in unread {
+        let body = body.collect().await.expect("a body");
+        assert!(body.to_bytes().len() > 3 << 20);
+    }
 }
 
 #[tokio::test]

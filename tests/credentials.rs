@@ -231,7 +231,7 @@ async fn a_refused_token_is_fetched_anew_and_the_caller_gets_the_servers_word() 
         (Code::Unauthenticated, Some(Origin::Server))
     );
     assert_eq!(status.message(), "t1 is stale");
-    // The refusal brings the second fetch, a second after the first at the earliest.
+    // The refusal brings the second fetch within 10 seconds.
     let renewed = async {
         while client.get_operation(NAME).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;

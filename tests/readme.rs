@@ -19,14 +19,16 @@ async fn examples() -> Result<(), tonic::Status> {
 
     let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
     match client.cancel_and_wait(NAME, policy).await? {
-        CancelOutcome::Cancelled(_) => println!("stopped"),
-        CancelOutcome::Completed(operation) => println!("it was faster: {operation:?}"),
+        CancelOutcome::Cancelled(_) => println!("cancelled"),
+        CancelOutcome::Completed(operation) => println!("completed before the cancel: {operation:?}"),
         other => println!("{other:?}"),
     }
-    let done = client.poller(NAME).until_done().await?; // or state by state, as a stream
-    let mut running = client.operations("projects/p/locations/us-central1"); // all pages, as a stream
-    let at_once = NonZeroUsize::new(100).expect("100 is not 0");
-    let mut results = client.cancel_operations(tokio_stream::iter([NAME]), at_once); // many, as a stream
+    // end
+    // begin
+    let done = client.poller(NAME).until_done().await?; // or a stream of states
+    let mut all = client.operations("projects/p/locations/us-central1"); // a stream over all pages
+    let in_flight = NonZeroUsize::new(100).expect("100 is not 0");
+    let mut results = client.cancel_operations(tokio_stream::iter([NAME]), in_flight); // a stream of results
     // end
     Ok(())
 }

@@ -26,6 +26,7 @@ use tokio::{
 use tonic::Code;
 
 use self::support::{
+    proxy::Proxy,
     server::{Habits, Server},
     wire::{CONTENT_TYPE, END_STREAM, Listener, Peer},
 };
@@ -39,12 +40,17 @@ struct Failing {
 }
 
 impl Failing {
-    fn start(codes: impl IntoIterator<Item = u8>, details: &'static str) -> Self {
+    /// Sends these metadata with each failure.
+    fn start(
+        codes: impl IntoIterator<Item = u8>,
+        metadata: &[(&'static str, &'static str)],
+    ) -> Self {
         let codes = Arc::new(Mutex::new(VecDeque::from_iter(codes)));
+        let metadata = metadata.to_vec();
         let calls = Arc::<AtomicUsize>::default();
         let counter = calls.clone();
         let listener = Listener::start(move |_, io: TcpStream| {
-            let (codes, counter) = (codes.clone(), counter.clone());
+            let (codes, counter, metadata) = (codes.clone(), counter.clone(), metadata.clone());
             async move {
                 let mut peer = Peer::accept(io).await?;
                 loop {
@@ -55,18 +61,13 @@ impl Failing {
                         peer.answer(stream).await?;
                         continue;
                     };
-                    let trailers = [
+                    let status = [
                         (":status", "200"),
                         CONTENT_TYPE,
                         ("grpc-status", code.as_str()),
-                        ("grpc-status-details-bin", details),
                     ];
-                    let trailers = if details.is_empty() {
-                        &trailers[..3]
-                    } else {
-                        &trailers
-                    };
-                    peer.headers(stream, END_STREAM, trailers).await?;
+                    let trailers = [&status, &metadata[..]].concat();
+                    peer.headers(stream, END_STREAM, &trailers).await?;
                 }
             }
         });
@@ -88,7 +89,8 @@ fn brisk() -> RetryPolicy {
     RetryPolicy::default().initial_backoff(Duration::from_millis(10))
 }
 
-fn retry_after(delay: Duration) -> &'static str {
+/// A `RetryInfo` with this delay, as metadata.
+fn retry_after(delay: Duration) -> [(&'static str, &'static str); 1] {
     use base64::Engine as _;
     let info = rpc::RetryInfo {
         retry_delay: Some(delay.try_into().expect("short")),
@@ -99,19 +101,19 @@ fn retry_after(delay: Duration) -> &'static str {
         ..rpc::Status::default()
     };
     let text = base64::engine::general_purpose::STANDARD_NO_PAD.encode(status.encode_to_vec());
-    text.leak()
+    [("grpc-status-details-bin", text.leak())]
 }
 
 #[tokio::test]
 async fn unavailable_is_made_again_up_to_5_times_in_all() {
-    let server = Failing::start([14; 4], "");
+    let server = Failing::start([14; 4], &[]);
     client(&server, brisk())
         .cancel_operation(NAME)
         .await
         .expect("the fifth");
     assert_eq!(server.calls(), 5);
 
-    let server = Failing::start([14; 5], "");
+    let server = Failing::start([14; 5], &[]);
     let status = client(&server, brisk()).cancel_operation(NAME).await;
     assert_eq!(status.expect_err("all five").code(), Code::Unavailable);
     assert_eq!(server.calls(), 5);
@@ -120,7 +122,7 @@ async fn unavailable_is_made_again_up_to_5_times_in_all() {
 #[tokio::test]
 async fn every_other_code_is_final() {
     for code in (1..=16).filter(|&code| code != 14) {
-        let server = Failing::start([code], "");
+        let server = Failing::start([code], &[]);
         let status = client(&server, brisk()).cancel_operation(NAME).await;
         let status = status.expect_err("it fails");
         assert_eq!(i32::from(status.code()), i32::from(code));
@@ -130,14 +132,14 @@ async fn every_other_code_is_final() {
 
 #[tokio::test]
 async fn without_a_policy_and_for_a_wait_one_request_is_processed_at_most() {
-    let server = Failing::start([14], "");
+    let server = Failing::start([14], &[]);
     let status = client(&server, RetryPolicy::none())
         .cancel_operation(NAME)
         .await;
     assert_eq!(status.expect_err("it fails").code(), Code::Unavailable);
     assert_eq!(server.calls(), 1);
 
-    let server = Failing::start([14], "");
+    let server = Failing::start([14], &[]);
     let request = WaitOperationRequest {
         name: NAME.to_owned(),
         timeout: None,
@@ -149,7 +151,7 @@ async fn without_a_policy_and_for_a_wait_one_request_is_processed_at_most() {
 
 #[tokio::test]
 async fn a_delay_that_the_server_asks_for_is_kept() {
-    let server = Failing::start([14], retry_after(Duration::from_millis(300)));
+    let server = Failing::start([14], &retry_after(Duration::from_millis(300)));
     let begin = Instant::now();
     client(&server, brisk())
         .cancel_operation(NAME)
@@ -158,7 +160,7 @@ async fn a_delay_that_the_server_asks_for_is_kept() {
     let took = begin.elapsed();
     assert!((300..2_000).contains(&took.as_millis()), "{took:?}");
 
-    let server = Failing::start([14], retry_after(Duration::from_secs(60)));
+    let server = Failing::start([14], &retry_after(Duration::from_secs(60)));
     let begin = Instant::now();
     let status = client(&server, brisk()).cancel_operation(NAME).await;
     assert_eq!(
@@ -170,8 +172,101 @@ async fn a_delay_that_the_server_asks_for_is_kept() {
 }
 
 #[tokio::test]
+async fn a_pushback_that_is_negative_or_unreadable_means_no_retry() {
+    for pushback in ["-1", "soon", "", "1.5", "99999999999"] {
+        let server = Failing::start([14], &[("grpc-retry-pushback-ms", pushback)]);
+        let status = client(&server, brisk()).cancel_operation(NAME).await;
+        assert_eq!(status.expect_err("no retry").code(), Code::Unavailable);
+        assert_eq!(server.calls(), 1, "{pushback:?}");
+    }
+    let twice = [("grpc-retry-pushback-ms", "1"); 2];
+    let server = Failing::start([14], &twice);
+    let status = client(&server, brisk()).cancel_operation(NAME).await;
+    assert_eq!(status.expect_err("no retry").code(), Code::Unavailable);
+    assert_eq!(server.calls(), 1, "two values");
+}
+
+#[tokio::test]
+async fn a_pushback_is_the_delay_before_the_retry() {
+    // The policy alone would wait for a minute, and RetryInfo asks for another.
+    let slow = RetryPolicy::default()
+        .initial_backoff(Duration::from_secs(60))
+        .maximum_backoff(Duration::from_secs(60));
+    let pushback = ("grpc-retry-pushback-ms", "300");
+    let [info] = retry_after(Duration::from_secs(60));
+    let server = Failing::start([14, 14], &[pushback, info]);
+    let begin = Instant::now();
+    client(&server, slow.clone())
+        .cancel_operation(NAME)
+        .await
+        .expect("the third");
+    let took = begin.elapsed();
+    assert!((600..3_000).contains(&took.as_millis()), "{took:?}");
+
+    let server = Failing::start([14], &[("grpc-retry-pushback-ms", "0")]);
+    let begin = Instant::now();
+    client(&server, slow)
+        .cancel_operation(NAME)
+        .await
+        .expect("the second, at once");
+    assert!(begin.elapsed() < Duration::from_secs(2));
+
+    let server = Failing::start([14], &[("grpc-retry-pushback-ms", "60000")]);
+    let begin = Instant::now();
+    let status = client(&server, brisk()).cancel_operation(NAME).await;
+    let status = status.expect_err("the deadline is before the retry");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(begin.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_pushback_does_not_make_a_final_code_retryable() {
+    let server = Failing::start([7], &[("grpc-retry-pushback-ms", "1")]);
+    let status = client(&server, brisk()).cancel_operation(NAME).await;
+    assert_eq!(status.expect_err("denied").code(), Code::PermissionDenied);
+    assert_eq!(server.calls(), 1);
+}
+
+/// Calls in flight when every connection is cut, on a server that accepts new ones at once.
+async fn all_calls_survive_a_cut(calls: usize, connections: usize) {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(700),
+        ..Habits::default()
+    });
+    let proxy = Proxy::start(server.addr);
+    let client = OperationsClient::builder(proxy.url())
+        .connect()
+        .await
+        .expect("a server");
+    let mut tasks = JoinSet::new();
+    for _ in 0..calls {
+        let client = client.clone();
+        tasks.spawn(async move { client.cancel_operation(NAME).await });
+    }
+    support::until("all calls are there", || server.seen.calls() == calls).await;
+    assert_eq!(server.seen.connections(), connections);
+    assert_eq!(server.seen.in_flight(), calls);
+    proxy.cut();
+    for result in tasks.join_all().await {
+        result.expect("the second attempt");
+    }
+    assert_eq!(server.seen.calls(), 2 * calls);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_calls_survive_the_cut_of_their_connection() {
+    all_calls_survive_a_cut(100, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_calls_survive_the_cut_of_five_connections() {
+    all_calls_survive_a_cut(500, 5).await;
+}
+
+#[tokio::test]
 async fn all_attempts_share_one_deadline() {
-    let server = Failing::start([14; 100], "");
+    let server = Failing::start([14; 100], &[]);
     let policy = brisk()
         .max_attempts(NonZeroU32::MAX)
         .maximum_backoff(Duration::from_millis(50));
@@ -234,9 +329,9 @@ async fn a_server_that_restarts_is_found_again_by_the_same_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_an_outage_the_throttle_keeps_the_load_and_callers_fail_fast() {
-    let server = Failing::start([14; 20_000], "");
-    let client = client(&server, RetryPolicy::default());
+async fn in_an_outage_a_throttle_limits_the_load_and_callers_fail_fast() {
+    let server = Failing::start([14; 20_000], &[]);
+    let client = client(&server, RetryPolicy::default().throttle(100, 0.1));
     // The first failures take the tokens.
     let call = |_| {
         let client = client.clone();

@@ -65,6 +65,19 @@ async fn a_server_of_a_trusted_authority_is_called() {
     client.cancel_operation(NAME).await.expect("an answer");
 }
 
+#[cfg(not(any(feature = "tls-native-roots", feature = "tls-webpki-roots")))]
+#[test]
+fn without_roots_the_error_names_the_features() {
+    let client = OperationsClient::builder("https://127.0.0.1").connect_lazy();
+    let status = client.expect_err("no certificate is trusted");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(
+        status.message(),
+        "no root certificates for TLS: turn on the feature `tls-native-roots` or \
+         `tls-webpki-roots` of `longrunning`, or call `ca_certificate`"
+    );
+}
+
 /// The variable is of the process: a child of this very binary makes the call.
 #[tokio::test]
 async fn the_roots_in_ssl_cert_file_are_trusted() {

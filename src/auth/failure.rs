@@ -19,6 +19,23 @@ pub(super) fn unavailable(message: impl fmt::Display) -> Status {
     local(Code::Unavailable, format!("credentials: {message}"))
 }
 
+/// There are no certificates to check the token endpoint's with.
+#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+pub(super) fn no_certificates() -> Status {
+    refused(
+        "no CA certificates on this machine, without which the token endpoint cannot be trusted: \
+         install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
+    )
+}
+
+/// The machine cannot read its certificates at the moment.
+#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+pub(super) fn no_certificates_now(error: &std::io::Error) -> Status {
+    unavailable(format_args!(
+        "cannot read the CA certificates of this machine: {error}: it is retried"
+    ))
+}
+
 /// What a programmer has to turn on.
 #[cfg(not(all(feature = "google-authz", feature = "google-cloud-auth")))]
 pub(super) fn needs_feature(what: impl fmt::Display, feature: &str) -> Status {

@@ -108,11 +108,12 @@ impl AuthInterceptor {
         }
     }
 
-    /// Tells that a server answered `UNAUTHENTICATED`, so that the token is fetched anew from a
-    /// source that is made anew: at most once in 10 seconds, however often this is called.
+    /// Reports that a server answered `UNAUTHENTICATED`, so that a new token is fetched.
     ///
-    /// The current token is sent until then, for it may be good for other servers. Our own client
-    /// calls this by itself.
+    /// The fetch comes at a random moment within 10 seconds, however often this is called. If the
+    /// new token is reported too, the next fetch comes within 20 seconds, and so on up to 5 minutes.
+    /// The current token is sent until then, for it may be good for other servers.
+    /// [`OperationsClient`](crate::OperationsClient) calls this itself.
     pub fn rejected(&self) {
         if let Headers::Renewed(renewed) = &self.headers {
             renewed.rejected.notify_one();

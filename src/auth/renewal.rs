@@ -36,8 +36,14 @@ const ATTEMPT: Duration = Duration::from_secs(8);
 const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 /// The least time between two fetches, whatever a source says of its tokens.
 const PACE: Duration = Duration::from_secs(1);
-/// The least time between two fetches that only the server's refusal asks for.
-const REJECTED_PACE: Duration = Duration::from_secs(10);
+/// The delays, with full jitter, before a token that a server refused is renewed. They grow while
+/// the new tokens are refused, too: then a new token is no help, and a fleet of clients would only
+/// load the token endpoint.
+const REJECTED: Backoff = Backoff {
+    initial: Duration::from_secs(10),
+    multiplier: 2.0,
+    maximum: Duration::from_secs(300),
+};
 /// The pauses after failures in a row.
 const BACKOFF: Backoff = Backoff {
     initial: Duration::from_millis(500),
@@ -66,7 +72,8 @@ pub(super) fn start(
         lease: None,
         next_look: Instant::now(),
         is_rejected: false,
-        hastened: None,
+        refused_at: None,
+        refusals: 0,
         failures: 0,
     };
     runtime.spawn(owner.run());
@@ -81,8 +88,10 @@ struct Owner {
     next_look: Instant,
     /// Whether the server has refused the current token.
     is_rejected: bool,
-    /// When a refusal brought a fetch forward last.
-    hastened: Option<Instant>,
+    /// When the last refusal was heard of.
+    refused_at: Option<Instant>,
+    /// How many tokens in a row were refused.
+    refusals: u32,
     failures: u32,
 }
 
@@ -193,8 +202,7 @@ impl Owner {
                 () = self.publisher.closed() => return false,
                 () = self.rejected.notified(), if !rejected => {
                     rejected = true;
-                    let next = self.hastened.map(|last| last + REJECTED_PACE);
-                    due = due.min(next.unwrap_or(started).max(started + PACE));
+                    due = due.min(self.refused().max(started + PACE));
                 }
                 () = sleep_until(due) => break,
                 () = sleep_until(self.next_look), if self.lease.is_some() => {
@@ -206,11 +214,24 @@ impl Owner {
         }
         if rejected {
             self.is_rejected = true;
-            self.hastened = Some(Instant::now());
             // A source that panics here is asked for its next token all the same.
             let _ = catch_unwind(AssertUnwindSafe(|| self.source.rejected()));
         }
         true
+    }
+
+    /// Notes that a server refused the current token; returns when to renew it.
+    fn refused(&mut self) -> Instant {
+        let now = Instant::now();
+        let before = self.refused_at.replace(now);
+        // After so long without a refusal the earlier ones were of another kind.
+        let in_a_row = before.is_some_and(|before| now - before <= 2 * REJECTED.maximum);
+        self.refusals = if in_a_row {
+            self.refusals.saturating_add(1)
+        } else {
+            0
+        };
+        now + REJECTED.full_jitter(self.refusals, fastrand::f64())
     }
 
     /// Looks at a token of unknown expiry. False if it should be renewed.

@@ -7,7 +7,10 @@ use rustls020::{Certificate, RootCertStore};
 use serde_json::Value;
 use tonic::Status;
 
-use super::{failure::refused, key_file::KeyFile};
+use super::{
+    failure::{no_certificates, no_certificates_now, refused},
+    key_file::{KeyFile, may_pass},
+};
 
 /// Returns what google-authz is given of a file. Refuses what would make it panic.
 ///
@@ -73,7 +76,12 @@ fn check_clock() -> Result<(), Status> {
 }
 
 fn check_certificate_store() -> Result<(), Status> {
-    let certificates = rustls_native_certs06::load_native_certs().unwrap_or_default();
+    let certificates = match rustls_native_certs06::load_native_certs() {
+        Err(error) if may_pass(&error) => {
+            return Err(no_certificates_now(&error));
+        }
+        certificates => certificates.unwrap_or_default(),
+    };
     let is_valid = |certificate: rustls_native_certs06::Certificate| {
         RootCertStore::empty()
             .add(&Certificate(certificate.0))
@@ -81,10 +89,7 @@ fn check_certificate_store() -> Result<(), Status> {
     };
     match certificates.into_iter().any(is_valid) {
         true => Ok(()),
-        false => Err(refused(
-            "no CA certificates on this machine, without which the token endpoint cannot be \
-             trusted: install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
-        )),
+        false => Err(no_certificates()),
     }
 }
 

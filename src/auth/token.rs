@@ -104,7 +104,9 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// `UNAUTHENTICATED` if the name is not one of a text header, or the value cannot stand in one.
+    /// `UNAUTHENTICATED` if the name is not one of a text header, if the header belongs to HTTP/2 or
+    /// gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the like), or if the value is not
+    /// visible ASCII.
     pub fn header(name: &str, value: &str) -> Result<Self, Status> {
         let none = Self {
             headers: Vec::new(),
@@ -181,6 +183,12 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
         .ok()
         .filter(|name| !name.as_str().ends_with("-bin"))
         .ok_or_else(|| refused(no_name(name)))?;
+    if is_of_transport(key.as_str()) {
+        return Err(refused(format!(
+            "the header {name:?} is set by the transport, not by a token: use \"authorization\" or \
+             a header of the service"
+        )));
+    }
     // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
     let mut value = Some(value)
         .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
@@ -194,6 +202,20 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
         })?;
     value.set_sensitive(true);
     Ok((key, value))
+}
+
+/// Whether HTTP/2 or gRPC gives a header its meaning. Sent with a call, it would break it.
+fn is_of_transport(name: &str) -> bool {
+    const CONNECTION: [&str; 7] = [
+        "connection",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    CONNECTION.contains(&name) || name.starts_with("content-") || name.starts_with("grpc-")
 }
 
 /// Name and value are easily swapped: what is no name may be the secret.

@@ -8,7 +8,7 @@ use http::{
 };
 use tonic::{Code, Status};
 
-use crate::status::local;
+use crate::{status::local, transport::is_localhost};
 
 /// The address of a server, such as `https://automl.googleapis.com`: made of a string or a [`Uri`].
 ///
@@ -79,7 +79,7 @@ impl Endpoint {
         let address = host.trim_start_matches('[').trim_end_matches(']');
         let local = match address.parse::<IpAddr>() {
             Ok(address) => address.to_canonical().is_loopback(),
-            Err(_) => host.trim_end_matches('.').eq_ignore_ascii_case("localhost"),
+            Err(_) => is_localhost(host),
         };
         // What is no address at all is refused for that.
         uri.scheme() == Some(&Scheme::HTTP) && !host.is_empty() && !local
@@ -212,6 +212,7 @@ mod tests {
             ("http://10.0.0.1", true),
             ("http://[::2]", true),
             ("http://localhost.a", true),
+            ("http://localhost..", true),
             ("http://127.0.0.1.a", true),
             ("http://0.0.0.0", true),
             ("http://:80", false),

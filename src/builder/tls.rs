@@ -96,7 +96,11 @@ impl TlsSettings {
     fn roots(&self) -> Result<RootCertStore, Status> {
         let mut roots = RootCertStore::empty();
         #[cfg(feature = "tls-native-roots")]
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let errors = {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
+            found.errors
+        };
         #[cfg(feature = "tls-webpki-roots")]
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         for pem in &self.cas {
@@ -106,16 +110,24 @@ impl TlsSettings {
                     .map_err(|error| invalid("the CA certificate cannot be used", error))?;
             }
         }
-        if roots.is_empty() {
-            return Err(local(
-                Code::FailedPrecondition,
-                "no certificate to trust is installed: install the system's CA certificates, set SSL_CERT_FILE, \
-                 call `ca_certificate`, or turn on the feature `tls-webpki-roots`",
-            ));
+        if !roots.is_empty() {
+            return Ok(roots);
         }
-        Ok(roots)
+        #[cfg(feature = "tls-native-roots")]
+        let message = match errors.first() {
+            Some(error) => format!("cannot read the system's root certificates: {error}: {REMEDY}"),
+            None => format!("the system has no root certificates: {REMEDY}"),
+        };
+        #[cfg(not(feature = "tls-native-roots"))]
+        let message = "no root certificates for TLS: turn on the feature `tls-native-roots` or \
+                       `tls-webpki-roots` of `longrunning`, or call `ca_certificate`";
+        Err(local(Code::FailedPrecondition, message))
     }
 }
+
+#[cfg(feature = "tls-native-roots")]
+const REMEDY: &str = "install the package ca-certificates, set SSL_CERT_FILE, call `ca_certificate`, or \
+                      turn on the feature `tls-webpki-roots`";
 
 impl fmt::Debug for TlsSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

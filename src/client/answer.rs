@@ -12,7 +12,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
@@ -25,16 +25,16 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 ///
 /// # Errors
 ///
-/// The server's status, if it is not OK. `INTERNAL`: there is no message, or not all of it, or it
-/// is compressed, which was not asked for. `RESOURCE_EXHAUSTED`: it is larger than the limit.
-/// `UNKNOWN` and others: the answer has no status.
+/// The server's status, if it is not OK. `INTERNAL`: there is no message, or only a part of it, or
+/// it is compressed, which the client did not offer to accept. `RESOURCE_EXHAUSTED`: it is larger
+/// than the limit. `UNKNOWN` and others: the answer has no status.
 pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Bytes, Status>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let mut ended = begins(&mut response)?;
-    let mut message = Message::new(limit);
     let head = mem::take(response.headers_mut());
+    let mut message = Message::new(limit, head.get(GRPC_ENCODING).cloned());
     let mut body = pin!(response.into_body());
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|error| classify(error.into()))?;
@@ -80,25 +80,29 @@ fn begins<B>(response: &mut Response<B>) -> Result<bool, Status> {
             Some(value) => format!("content-type {value:?}"),
             None => "no content-type".to_owned(),
         };
+        let hint = match response.status() {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                "the request's headers are larger than the server accepts"
+            }
+            _ => "is the endpoint a gRPC server?",
+        };
         return Err(without_status(
             response.status(),
             format!(
-                "HTTP status {} and {what}, without a grpc-status: is the endpoint a gRPC server?",
+                "HTTP status {} and {what}, without a grpc-status: {hint}",
                 response.status().as_u16()
             ),
         ));
     }
-    match headers.get(GRPC_ENCODING) {
-        Some(encoding) if encoding != "identity" => {
-            Err(unreadable(format!("it is compressed with {encoding:?}")))
-        }
-        _ => Ok(ended),
-    }
+    Ok(ended)
 }
 
 /// The message of an answer, as it comes in. What comes after it is passed over.
 struct Message {
     limit: usize,
+    /// The `grpc-encoding` of the answer. It counts only for a message whose Compressed-Flag is 1,
+    /// see [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+    encoding: Option<HeaderValue>,
     /// The first piece, which is commonly all.
     first: Bytes,
     /// All of it, once there are more.
@@ -109,9 +113,10 @@ impl Message {
     /// A flag that says whether the message is compressed, and its length.
     const PREFIX: usize = 5;
 
-    fn new(limit: usize) -> Self {
+    fn new(limit: usize, encoding: Option<HeaderValue>) -> Self {
         Self {
             limit,
+            encoding,
             first: Bytes::new(),
             joined: BytesMut::new(),
         }
@@ -155,7 +160,12 @@ impl Message {
                 ),
             )),
             0 => Ok(Some(length)),
-            1 => Err(unreadable("it is compressed, and does not say how")),
+            1 => Err(unreadable(match &self.encoding {
+                Some(encoding) => format!(
+                    "its message is compressed with {encoding:?}, which the client did not offer to accept"
+                ),
+                None => "its message is compressed, and no grpc-encoding says how".to_owned(),
+            })),
             _ => Err(unreadable(format!("it begins with the byte {flag}"))),
         }
     }
@@ -192,7 +202,7 @@ fn cut_off() -> Status {
 /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
 fn without_status(http: StatusCode, message: String) -> Status {
     let code = match http {
-        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::Internal,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
         StatusCode::NOT_FOUND => Code::Unimplemented,

@@ -77,9 +77,9 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Sets which failed calls are made again. Default is none of them.
+    /// Sets which failed calls are retried. Defaults to none.
     ///
-    /// A stack that makes them again by itself needs no policy here.
+    /// A stack that retries calls itself needs no policy here.
     #[must_use]
     pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = Some(Retry::new(policy));

@@ -1,15 +1,31 @@
-//! What the failure of a look means for the poll.
+//! What a poll does with an answer that may not be the last word: a failure, or an end that the
+//! server may have invented.
 
 use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::status::{Origin, StatusExt as _, caused, local};
+use crate::{
+    operation::Operation,
+    proto::operation,
+    status::{Origin, StatusExt as _, caused, local},
+};
 
 /// Whether it is the word of a server that knows no Wait. One in this very process counts, whose
 /// statuses are the client's own; a 404, of a proxy or a wrong endpoint, does not.
 pub(super) fn cannot_wait(status: &Status) -> bool {
     status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
+}
+
+/// Whether a done operation has a response of no type.
+///
+/// Some servers answer WaitOperation so although the operation goes on, among them Google's
+/// showcase.
+pub(super) fn has_untyped_response(operation: &Operation) -> bool {
+    let Some(operation::Result::Response(response)) = &operation.result else {
+        return false;
+    };
+    operation.done && response.type_url.is_empty()
 }
 
 /// Whether the next look may well succeed.

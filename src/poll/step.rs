@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::{
     Poller,
-    failure::{cannot_wait, is_transient, may_be_wait_alone, time_is_up},
+    failure::{cannot_wait, has_untyped_response, is_transient, may_be_wait_alone, time_is_up},
     look::{Look, Seen},
 };
 use crate::{
@@ -73,7 +73,7 @@ impl<S: Stack + Sync> Poller<S> {
             initial: backoff.initial,
             delay: backoff.delay(self.looks, fastrand::f64()),
             // Who watches wants to see at once how it is.
-            slice: match self.wait_failed || watched && self.looks == 0 {
+            slice: match self.get_next || watched && self.looks == 0 {
                 true => None,
                 false => self.policy.slice(),
             },
@@ -94,9 +94,13 @@ impl<S: Stack + Sync> Poller<S> {
             self.client.remember_that_it_cannot_wait();
             return Ok(None);
         }
+        let is_doubtful = by_wait && result.as_ref().is_ok_and(has_untyped_response);
+        self.get_next = by_wait && (is_doubtful || result.is_err());
+        if is_doubtful {
+            return Ok(None);
+        }
         self.looks = self.looks.saturating_add(1);
         self.due = Some(next);
-        self.wait_failed = by_wait && result.is_err();
         match result {
             Ok(state) => {
                 self.failure = None;

@@ -1,36 +1,66 @@
-//! The tokens that keep retries from adding to an outage.
+//! Retry throttling by tokens, as in gRFC A6.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The tokens of gRFC A6, in thousandths.
-#[derive(Debug)]
-pub(crate) struct Throttle(AtomicU32);
+/// The settings of a throttle, in thousandths of a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    max: u32,
+    /// What a successful call returns.
+    success: u32,
+}
 
-impl Default for Throttle {
-    fn default() -> Self {
-        Self(AtomicU32::new(Self::MOST))
+impl Limits {
+    pub(crate) const fn new(max_tokens: u32, token_ratio: f64) -> Self {
+        let max = if max_tokens > 1_000 {
+            1_000
+        } else {
+            max_tokens
+        };
+        let max = if max == 0 { THOUSAND } else { max * THOUSAND };
+        // Decimals beyond the third are ignored, as gRFC A6 has it. A number that is too large, or
+        // none at all, is held to the range by the conversion.
+        let success = (token_ratio * THOUSAND as f64) as u32;
+        let success = if success == 0 { 1 } else { success };
+        Self {
+            max,
+            success: if success > max { max } else { success },
+        }
     }
 }
 
-impl Throttle {
-    const MOST: u32 = 100_000;
-    const FAILURE: u32 = 1_000;
-    const SUCCESS: u32 = 100;
+const THOUSAND: u32 = 1_000;
 
-    /// Takes a token; returns whether there are enough to make the call again.
+/// The tokens that are left, in thousandths.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    tokens: AtomicU32,
+    limits: Limits,
+}
+
+impl Throttle {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            tokens: AtomicU32::new(limits.max),
+            limits,
+        }
+    }
+
+    /// Takes a token; returns whether enough are left for a retry.
     pub(crate) fn failed(&self) -> bool {
-        let less = |tokens: u32| Some(tokens.saturating_sub(Self::FAILURE));
-        self.update(less) > Self::MOST / 2
+        let less = |tokens: u32| Some(tokens.saturating_sub(THOUSAND));
+        self.update(less) > self.limits.max / 2
     }
 
     pub(crate) fn succeeded(&self) {
-        // Commonly there is nothing to add: then nothing is written that all cores share.
-        self.update(|tokens| (tokens < Self::MOST).then(|| Self::MOST.min(tokens + Self::SUCCESS)));
+        let Limits { max, success } = self.limits;
+        // With all tokens there, which is common, nothing is written that all cores share.
+        self.update(|tokens| (tokens < max).then(|| max.min(tokens + success)));
     }
 
     fn update(&self, change: impl Fn(u32) -> Option<u32>) -> u32 {
-        let Self(tokens) = self;
-        match tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, &change) {
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        match self.tokens.fetch_update(success, failure, &change) {
             Ok(before) => change(before).unwrap_or(before),
             Err(unchanged) => unchanged,
         }
@@ -42,8 +72,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_the_tokens_are_kept() {
-        let throttle = Throttle::default();
+    fn retries_end_when_half_of_the_tokens_are_left() {
+        let throttle = Throttle::new(Limits::new(100, 0.1));
         for failure in 1..50 {
             assert!(throttle.failed(), "{failure}");
         }
@@ -62,6 +92,26 @@ mod tests {
         for _ in 0..2_000 {
             throttle.succeeded();
         }
-        assert_eq!(throttle.0.into_inner(), Throttle::MOST);
+        assert_eq!(throttle.tokens.into_inner(), 100_000);
+    }
+
+    #[test]
+    fn settings_are_held_to_their_range() {
+        let table = [
+            ((0, 1.0), (1_000, 1_000)),
+            ((1, 0.1), (1_000, 100)),
+            ((1_001, 0.1), (1_000_000, 100)),
+            ((u32::MAX, 0.1), (1_000_000, 100)),
+            ((10, 0.0), (10_000, 1)),
+            ((10, -1.0), (10_000, 1)),
+            ((10, f64::NAN), (10_000, 1)),
+            ((10, 0.0019), (10_000, 1)),
+            ((10, f64::INFINITY), (10_000, 10_000)),
+        ];
+        for ((max_tokens, token_ratio), (max, success)) in table {
+            let limits = Limits::new(max_tokens, token_ratio);
+            let found = (limits.max, limits.success);
+            assert_eq!(found, (max, success), "{max_tokens} {token_ratio}");
+        }
     }
 }

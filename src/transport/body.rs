@@ -14,10 +14,13 @@ use super::lease::Lease;
 
 /// The body of a response.
 ///
-/// Dropped before its end, it resets the stream.
-#[derive(Debug)]
+/// Dropped before its end, it resets the stream. The default is an empty body, which layers such as
+/// [`InterceptedService`](tonic::service::interceptor::InterceptedService) put into responses of
+/// their own.
+#[derive(Debug, Default)]
 pub struct ResponseBody {
-    stream: RecvStream,
+    /// `None` in an empty body.
+    stream: Option<RecvStream>,
     data_ended: bool,
     /// `None` once the body has ended: the stream is free for another call.
     lease: Option<Lease>,
@@ -26,7 +29,7 @@ pub struct ResponseBody {
 impl ResponseBody {
     pub(crate) fn new(stream: RecvStream, lease: Lease) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             data_ended: false,
             lease: Some(lease),
         }
@@ -49,10 +52,13 @@ impl http_body::Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        let Some(stream) = &mut this.stream else {
+            return Poll::Ready(None);
+        };
         if !this.data_ended {
-            if let Some(data) = ready!(this.stream.poll_data(cx)) {
+            if let Some(data) = ready!(stream.poll_data(cx)) {
                 let data = data.and_then(|data| {
-                    this.stream.flow_control().release_capacity(data.len())?;
+                    stream.flow_control().release_capacity(data.len())?;
                     Ok(data)
                 });
                 if let Some(lease) = &mut this.lease {
@@ -62,7 +68,7 @@ impl http_body::Body for ResponseBody {
             }
             this.data_ended = true;
         }
-        let trailers = ready!(this.stream.poll_trailers(cx)).map_err(|error| this.failed(error));
+        let trailers = ready!(stream.poll_trailers(cx)).map_err(|error| this.failed(error));
         if let Some(lease) = this.lease.take() {
             lease.completed();
         }
@@ -70,7 +76,7 @@ impl http_body::Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 }
 

@@ -109,10 +109,15 @@ impl Connector {
             .enable_push(false)
             // A mark that says that SETTINGS have not arrived. Until then no call is sent.
             .initial_max_send_streams(UNANNOUNCED)
-            // At the default of 64 KiB many small answers at once exhaust h2's budget for them,
-            // and a large one waits for the window to open again and again.
             .initial_window_size(WINDOW)
-            .initial_connection_window_size(5 << 20)
+            // The largest window that HTTP/2 has: no number of answers that are not read yet fills
+            // it, so that none of them holds up the other calls of the connection.
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            // h2 charges this budget for each small DATA frame, and gives nothing back for one of a
+            // stream that was reset. An answer that comes after its deadline is such a frame, so
+            // that any finite budget ends every busy connection sooner or later. The windows bound
+            // what a stream can buffer.
+            .data_frame_budget(usize::MAX)
             // A status with its details travels in trailers. What is larger fails its call; with
             // four times as much h2 closes the connection, and fails the calls beside it.
             .max_header_list_size(1 << 20)
@@ -159,8 +164,11 @@ fn failed(error: impl Into<BoxError>) -> Unopened {
     Unopened::Failed(error.into())
 }
 
-/// What a stream may bring before it is read.
+/// The flow-control window of a stream, in bytes.
 pub(crate) const WINDOW: u32 = 2 << 20;
+
+/// The flow-control window of a connection, in bytes.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// No server announces so many streams, and h2 takes one that announces none for one more.
 const UNANNOUNCED: usize = usize::MAX - 1;

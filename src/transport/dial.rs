@@ -1,10 +1,25 @@
 //! The byte stream to the server: TCP, or what the user's connector gives.
 
-use std::{fmt, future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{poll_fn, ready},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+    vec,
+};
 
 use http::Uri;
 use hyper::rt::{Read, Write};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use hyper_util::{
+    client::legacy::connect::{
+        HttpConnector,
+        dns::{GaiResolver, Name},
+    },
+    rt::TokioIo,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Mutex,
@@ -28,7 +43,7 @@ trait Dialing: Send + Sync {
 impl Dial {
     /// Looks the host up, and tries its addresses.
     pub(crate) fn tcp(timeout: Duration) -> Self {
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
         connector.enforce_http(false);
         connector.set_nodelay(true);
         // Shared evenly by the addresses, so that some of it is left for TLS and HTTP/2.
@@ -64,7 +79,46 @@ impl fmt::Debug for Dial {
     }
 }
 
-struct Tcp(HttpConnector);
+/// Whether a host is this machine by its name: what a resolver says of that name does not count,
+/// see [RFC 6761](https://www.rfc-editor.org/rfc/rfc6761#section-6.3).
+pub(crate) fn is_localhost(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    name.eq_ignore_ascii_case("localhost")
+}
+
+/// Looks hosts up, except for `localhost`.
+#[derive(Clone)]
+struct Resolver<R>(R);
+
+impl<R> Service<Name> for Resolver<R>
+where
+    R: Service<Name, Error = io::Error>,
+    R::Response: Iterator<Item = SocketAddr>,
+    R::Future: Send + 'static,
+{
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<Self::Response, io::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        if is_localhost(name.as_str()) {
+            // The connector sets the port.
+            let addresses: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+            let addresses = addresses
+                .map(|address| SocketAddr::new(address, 0))
+                .to_vec();
+            return Box::pin(ready(Ok(addresses.into_iter())));
+        }
+        let found = self.0.call(name);
+        Box::pin(async { Ok(found.await?.collect::<Vec<_>>().into_iter()) })
+    }
+}
+
+struct Tcp(HttpConnector<Resolver<GaiResolver>>);
 
 impl Dialing for Tcp {
     fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
@@ -99,5 +153,47 @@ where
             let io = connecting.await.map_err(Into::<BoxError>::into)?;
             Ok(Box::new(TokioIo::new(io)) as _)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A resolver that says of every name that it is another machine.
+    fn elsewhere(_: Name) -> std::future::Ready<io::Result<vec::IntoIter<SocketAddr>>> {
+        ready(Ok(vec![ELSEWHERE].into_iter()))
+    }
+
+    const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
+
+    async fn addresses(host: &str) -> Vec<SocketAddr> {
+        let name = host.parse().expect("a name");
+        let found = Resolver(tower::service_fn(elsewhere)).call(name).await;
+        found.expect("addresses").collect()
+    }
+
+    #[tokio::test]
+    async fn localhost_is_the_loopback_whatever_a_resolver_says() {
+        for host in ["localhost", "localhost.", "LocalHost", "LOCALHOST."] {
+            let found = addresses(host).await;
+            assert_eq!(found.len(), 2, "{host}");
+            assert!(
+                found.iter().all(|address| address.ip().is_loopback()),
+                "{host}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn any_other_host_is_looked_up() {
+        for host in [
+            "localhost..",
+            "localhost.test",
+            "alocalhost",
+            "automl.googleapis.com",
+        ] {
+            assert_eq!(addresses(host).await, [ELSEWHERE], "{host}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The five methods, their names and their errors.
 
+use std::{borrow::Cow, sync::Arc};
+
 use super::*;
 
 over_each_stack! {
@@ -145,6 +147,16 @@ async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
     let message = CancelOperationRequest { name: name.clone() };
     client.cancel_operation(NAME).await.expect("a &str");
     client.cancel_operation(&name).await.expect("a &String");
+    client.cancel_operation(&NAME).await.expect("a &&str");
+    let cow = Cow::Borrowed(NAME);
+    client.cancel_operation(&cow).await.expect("a &Cow");
+    client.cancel_operation(cow).await.expect("a Cow");
+    let shared = Arc::<str>::from(NAME);
+    client.cancel_operation(&shared).await.expect("a &Arc");
+    client.cancel_operation(shared).await.expect("an Arc");
+    let boxed = Box::<str>::from(NAME);
+    client.cancel_operation(&boxed).await.expect("a &Box");
+    client.cancel_operation(boxed).await.expect("a Box");
     client.cancel_operation(name).await.expect("a String");
     client
         .cancel_operation(&operation)
@@ -163,7 +175,7 @@ async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
         .await
         .expect("a request");
     assert!(emulator.calls().iter().all(|call| call.name() == NAME));
-    assert_eq!(emulator.calls().len(), 7);
+    assert_eq!(emulator.calls().len(), 14);
 }
 
 async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: Stack + Sync>(

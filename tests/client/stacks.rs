@@ -1,5 +1,8 @@
 //! Any stack, and many calls at once.
 
+use http_body_util::BodyExt as _;
+use longrunning::proto::operations_client::OperationsClient as AnyClient;
+
 use super::*;
 
 over_each_stack! {
@@ -60,6 +63,39 @@ async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: Stack + Sync>(cli
         })
         .collect();
     assert_eq!(cancelled.len(), 1000);
+}
+
+#[tokio::test]
+async fn an_interceptor_over_the_own_transport_can_refuse_a_call() {
+    let emulator = emulator().await;
+    let client = OperationsClient::builder(emulator.endpoint())
+        .connect()
+        .await;
+    let client = client.expect("a server");
+    let refuse = |_: Request<()>| -> Result<Request<()>, Status> {
+        Err(Status::permission_denied("not on Sundays"))
+    };
+    let mut stub = AnyClient::with_interceptor(client.stack().clone(), refuse);
+    let request = CancelOperationRequest { name: NAME.into() };
+    let status = stub.cancel_operation(request).await.expect_err("refused");
+    let refused = (Code::PermissionDenied, "not on Sundays");
+    assert_eq!((status.code(), status.message()), refused);
+
+    let client = client.map_stack(|stack| InterceptedService::new(stack, refuse));
+    let status = client.cancel_operation(NAME).await.expect_err("refused");
+    assert_eq!((status.code(), status.message()), refused);
+    assert_eq!(status.origin(), Some(Origin::Client));
+    assert!(emulator.calls().is_empty());
+
+    let body = longrunning::ResponseBody::default();
+    assert!(http_body::Body::is_end_stream(&body));
+    assert!(
+        body.collect()
+            .await
+            .expect("it is empty")
+            .to_bytes()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

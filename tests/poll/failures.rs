@@ -1,6 +1,10 @@
 //! Looks that fail: which are ridden on, and which end the poll.
 
-use super::*;
+use std::sync::atomic::AtomicUsize;
+
+use longrunning::proto::operation::Result as End;
+
+use super::{in_process::Look, *};
 
 #[tokio::test]
 async fn a_404_of_wait_is_not_taken_for_a_server_that_cannot_wait() {
@@ -208,4 +212,85 @@ async fn a_server_that_goes_away_and_comes_back_is_ridden_on() {
     });
     let end = waiting.await.expect("no panic").expect("done");
     assert!(matches!(end.outcome(), Outcome::DoneWithoutResult));
+}
+
+/// An operation that is done, with a response of no type and no bytes.
+fn done_without_type() -> Operation {
+    Operation {
+        name: NAME.to_owned(),
+        done: true,
+        result: Some(End::Response(prost_types::Any::default())),
+        ..Operation::default()
+    }
+}
+
+fn running() -> Operation {
+    Operation {
+        name: NAME.to_owned(),
+        ..Operation::default()
+    }
+}
+
+/// As Google's showcase server does: Wait answers that the operation succeeded, and it fails later.
+#[tokio::test(start_paused = true)]
+async fn an_untyped_response_by_wait_is_confirmed_with_a_get() {
+    let gets = Arc::new(AtomicUsize::new(0));
+    let counter = gets.clone();
+    let server = in_process::Server::of_looks(move |look| {
+        let answer = match look {
+            Look::Wait(_) => done_without_type(),
+            Look::Get if counter.fetch_add(1, SeqCst) < 2 => running(),
+            Look::Get => Operation {
+                done: true,
+                result: Some(End::Error(Default::default())),
+                ..running()
+            },
+        };
+        Box::pin(std::future::ready(Ok(answer)))
+    });
+    let mut poller = server.client().poller(NAME);
+    let end = poller.until_done().await.expect("done");
+    assert!(matches!(end.outcome(), Outcome::Failed(_)), "{end:?}");
+    let waits = |look: &Look| matches!(look, Look::Wait(_));
+    let calls = server.calls();
+    assert!(calls.len() == 6 && calls.iter().step_by(2).all(|call| waits(&call.look)));
+    // The Get comes at once, and the next Wait after the delay.
+    assert_eq!(calls[1].at, calls[0].at);
+    assert!(calls[2].at - calls[1].at >= Duration::from_millis(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_untyped_response_that_a_get_confirms_is_the_end() {
+    let server =
+        in_process::Server::of_looks(|_| Box::pin(std::future::ready(Ok(done_without_type()))));
+    let end = server.client().poller(NAME).until_done().await;
+    assert!(matches!(end.expect("done").outcome(), Outcome::Succeeded));
+    assert_eq!(server.calls().len(), 2);
+
+    // A Get alone is believed.
+    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let end = server
+        .client()
+        .poller(NAME)
+        .policy(policy)
+        .until_done()
+        .await;
+    assert!(matches!(end.expect("done").outcome(), Outcome::Succeeded));
+    assert_eq!(server.calls().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_get_does_not_confirm_an_untyped_response() {
+    let gets = Arc::new(AtomicUsize::new(0));
+    let counter = gets.clone();
+    let server = in_process::Server::of_looks(move |look| {
+        let answer = match look {
+            Look::Get if counter.fetch_add(1, SeqCst) == 0 => Err(Status::unavailable("down")),
+            _ => Ok(done_without_type()),
+        };
+        Box::pin(std::future::ready(answer))
+    });
+    let end = server.client().poller(NAME).until_done().await;
+    assert!(end.expect("done").done);
+    assert_eq!(gets.load(SeqCst), 2);
 }

@@ -2,10 +2,15 @@
 
 use http::Uri;
 use rustls::crypto::CryptoProvider;
+use rustls_native_certs::ErrorKind;
 use serde_json::{Map, Value};
 use tonic::Status;
 
-use crate::auth::{apart::apart, failure::refused, key_file::KeyFile};
+use crate::auth::{
+    apart::apart,
+    failure::{no_certificates, no_certificates_now},
+    key_file::{KeyFile, may_pass},
+};
 
 /// Where the credentials are that an account is impersonated with.
 const SOURCE: &str = "source_credentials";
@@ -87,13 +92,18 @@ pub(super) async fn check_tls() -> Result<(), Status> {
     if CryptoProvider::get_default().is_none() {
         install_provider()?;
     }
-    match apart(|| rustls_native_certs::load_native_certs().certs.is_empty()).await? {
-        false => Ok(()),
-        true => Err(refused(
-            "no CA certificates on this machine, without which the token endpoint cannot be \
-             trusted: install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
-        )),
+    let found = apart(rustls_native_certs::load_native_certs).await?;
+    if !found.certs.is_empty() {
+        return Ok(());
     }
+    for error in found.errors {
+        if let ErrorKind::Io { inner, .. } = error.kind
+            && may_pass(&inner)
+        {
+            return Err(no_certificates_now(&inner));
+        }
+    }
+    Err(no_certificates())
 }
 
 /// Does what rustls does by itself at its first use, if it can tell which one.

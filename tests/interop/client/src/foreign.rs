@@ -601,6 +601,7 @@ fn is_fat(answer: Result<Operation, Status>, bytes: usize) {
 /// A server that compresses, though we do not offer to read that, breaks
 /// [gRPC's rule](https://github.com/grpc/grpc/blob/master/doc/compression.md).
 async fn gzip(cases: &Cases, client: OperationsClient<Transport>) {
+    let same = client.clone();
     cases
         .case("an_answer_compressed_unasked_is_internal", async move {
             let list = client.list_operations("big/100/1000").await;
@@ -608,6 +609,11 @@ async fn gzip(cases: &Cases, client: OperationsClient<Transport>) {
             assert_eq!(status.code(), Code::Internal, "{status:?}");
             assert_eq!(status.origin(), Some(Origin::Client));
             assert!(status.message().contains("gzip"), "{status:?}");
+        })
+        .await;
+    cases
+        .case("a_message_with_compressed_flag_0_is_a_success", async move {
+            ok(same.cancel_operation("operations/run-gzip").await);
         })
         .await;
 }
