@@ -70,9 +70,9 @@ pub use self::{
 /// After a failure the next comes after 0.5 s, doubling to 30 s, a fifth more or less, for as long
 /// as there is a client: nothing needs a restart.
 ///
-/// A server's `UNAUTHENTICATED` brings the next fetch forward: to a random moment within 10 s. For
-/// as long as the new tokens are refused too, that time doubles up to 5 minutes. So a fleet of
-/// clients that are refused at the same moment does not load the token endpoint at the same moment.
+/// If a server answers `UNAUTHENTICATED`, the token is renewed after a random delay of up to 10
+/// seconds. While new tokens are refused as well, this limit doubles, up to 5 minutes. The random
+/// delay keeps many clients from asking the token endpoint at the same time.
 ///
 /// # What failures look like
 ///
@@ -89,21 +89,21 @@ pub use self::{
 /// an alpha that has had no release since; it stands on hyper 0.14 and rustls 0.20, so a program
 /// with it has a second HTTP stack; and left to itself it hangs, panics after a failed fetch, and
 /// prints tokens in its errors. Here it is asked for one token at a time, by one task, within a
-/// time limit, never again after a failure; most of what makes it panic is checked before; and its
-/// errors are told in words of our own. Advisories against its tree are not
+/// time limit, and never used again after a failure; most conditions that make it panic are checked
+/// first; and its error messages are replaced. Advisories against its tree are not
 /// reachable from here: h2 0.3 and rustls 0.20 (only its client side, to the token endpoint, runs),
 /// ring 0.16 (the overflow is in code for QUIC, the other in large ciphers), rustls-pemfile
 /// (unmaintained). `deny.toml` of this crate lists them with reasons.
 ///
-/// These panics of it cannot be prevented from outside:
+/// It can still panic in these cases, which cannot be detected beforehand:
 ///
 /// - an `expires_in` from the token endpoint or the metadata server that overflows the clock;
 /// - a process that runs out of file descriptors, or loses its certificate store, between the check
 ///   of that store and its use;
-/// - a metadata server at the usual address that answers the check and is silent directly after it.
+/// - a metadata server at the usual address that answers the check, but not the request that follows.
 ///
-/// Such a panic prints to standard error as any other does, and becomes an `UNAVAILABLE`; the next
-/// fetch may succeed. A program that is built with `panic = "abort"` ends.
+/// The panic message is printed to standard error, and the fetch fails with `UNAVAILABLE`; the next
+/// fetch may succeed. With `panic = "abort"` the program aborts.
 ///
 /// Choose the feature `google-cloud-auth` (Rust 1.91) for what the first cannot do: workload
 /// identity federation and impersonation. With both features the older crate still serves the files

@@ -23,8 +23,9 @@ impl Backoff {
         part(delay, 0.8 + 0.4 * random)
     }
 
-    /// The delay after so many earlier ones with full jitter: any part of it, so that clients that
-    /// failed at the same time do not retry together. `random` is from 0 to 1.
+    /// Returns a delay with full jitter: a random part of the backoff after `earlier` previous
+    /// delays, so that clients that fail at the same time do not retry at the same time. `random` is
+    /// from 0 to 1.
     pub(crate) fn full_jitter(&self, earlier: u32, random: f64) -> Duration {
         part(self.delay(earlier, 0.5), random)
     }
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn full_jitter_is_any_part_of_the_delay() {
+    fn full_jitter_is_a_part_of_the_delay() {
         let backoff = Backoff {
             initial: 10 * SECOND,
             multiplier: 2.0,

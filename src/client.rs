@@ -113,7 +113,7 @@ impl<S> OperationsClient<S> {
     /// # emulator.start_operation("operations/1")?;
     /// # let endpoint = emulator.endpoint();
     /// use longrunning::{Credentials, OperationsClient};
-    /// // Stands for any client that tonic generates.
+    /// // Any other client that tonic generates works the same way.
     /// use longrunning::proto::operations_client::OperationsClient as AnyClient;
     ///
     /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;

@@ -25,13 +25,13 @@
 //!   cancelled operation is not deleted: it becomes done with error code 1 (`CANCELLED`), which
 //!   [`get_operation`](OperationsClient::get_operation) returns.
 //!   [`cancel_and_wait`](OperationsClient::cancel_and_wait) cancels and waits for the outcome.
-//! - **Errors are [`tonic::Status`]**, for calls and for set-up alike. A status that the server sent
+//! - **Errors are [`tonic::Status`]**, for both calls and set-up. A status that the server sent
 //!   is returned unchanged; [`StatusExt::origin`] returns where a status came from.
-//! - **Calls end after 10 seconds by default** ([`Builder::timeout`]) and are retried on
+//! - **Calls have a deadline of 10 seconds by default** ([`Builder::timeout`]) and are retried on
 //!   `UNAVAILABLE` ([`RetryPolicy`]), as in the published policy of the service.
 //! - **No credentials are sent by default**: see [`Credentials`].
 //! - **Clones of a client are cheap** and share its connections, token and settings. There is no
-//!   global state, and no task is left behind when the last clone is dropped.
+//!   global state, and background tasks stop when the last clone is dropped.
 //!
 //! # Where to find what
 //!
@@ -48,7 +48,7 @@
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
 //! | handle an error | [`StatusExt`], [`Origin`] |
 //! | use the generated messages and stubs | [`proto`] |
-//! | test your code without a server | the module `emulator`, with the feature of that name |
+//! | test your code without a server | the module `emulator` (requires the feature `emulator`) |
 //!
 //! # Features
 //!
@@ -61,13 +61,13 @@
 //! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
 //! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
-//! | `tracing` | | DEBUG events of the target `longrunning` for connections, retries and token renewals |
+//! | `tracing` | | DEBUG events with target `longrunning` for connections, retries and token renewals |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!
-//! An `https` endpoint needs `tls-ring` or `tls-aws-lc`, and root certificates: one of the two
-//! features for them, or `Builder::ca_certificate`.
+//! An `https` endpoint requires `tls-ring` or `tls-aws-lc`, and root certificates from
+//! `tls-native-roots`, `tls-webpki-roots` or `Builder::ca_certificate`.
 
-// Here and not in `Cargo.toml`, because tests and examples may use `unwrap`.
+// Set here rather than in `Cargo.toml`, because tests and examples may use `unwrap`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

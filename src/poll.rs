@@ -44,8 +44,8 @@ use crate::{
 /// clones have no more than [so many](OperationsClient::with_max_waits) of them under way, and
 /// further pollers look with Get meanwhile.
 ///
-/// A Wait that returns a done operation with a response of no type is confirmed with one Get, at
-/// once: some servers answer so although the operation goes on.
+/// If `WaitOperation` returns a done operation whose response has no type URL, the poller confirms it
+/// with one `GetOperation` at once: some servers return this while the operation is still running.
 ///
 /// Every look has a deadline: a Wait its slice and 10 s for the answer, a Get what its request or
 /// the client has for a timeout, else 10 s; and none has more than is left of the [total
@@ -126,7 +126,8 @@ pub struct Poller<S = Transport> {
     looks: u32,
     /// The next look comes so long after an instant.
     due: Option<(Instant, Duration)>,
-    /// Whether the next look is a Get, to confirm a Wait that failed or whose answer is doubtful.
+    /// Whether the next poll uses GetOperation, because the last WaitOperation failed or needs
+    /// confirmation.
     get_next: bool,
     latest: Option<Operation>,
     /// Why the last look, if it failed, did.

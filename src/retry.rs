@@ -1,5 +1,6 @@
 //! Retries of failed calls.
 
+mod server_delay;
 mod throttle;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
@@ -7,10 +8,12 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-use self::throttle::{Limits, Throttle};
+use self::{
+    server_delay::ServerDelay,
+    throttle::{Limits, Throttle},
+};
 use crate::{
     backoff::Backoff,
-    proto::{duration, rpc::RetryInfo},
     status::{Origin, StatusExt as _},
     trace,
 };
@@ -18,23 +21,23 @@ use crate::{
 /// Which failed calls are retried, how often, and when.
 ///
 /// The default is the policy that is published with the service: a call that ends with
-/// `UNAVAILABLE` is attempted up to 5 times. The first retry comes after about 0.5 seconds, and each
-/// further one after twice the delay before, up to 10 seconds. Each delay is up to 20 % shorter or
-/// longer, so that clients that failed together do not retry together. All attempts share the
-/// deadline of the call.
+/// `UNAVAILABLE` is attempted up to 5 times. The first retry is sent after about 0.5 seconds. The
+/// delay doubles with each further retry, up to 10 seconds, and has a jitter of 20 %, so that clients
+/// that failed together do not retry together. All attempts share the deadline of the call.
 ///
 /// - The server can set the delay: `grpc-retry-pushback-ms` in the metadata of its status is the
 ///   exact delay in milliseconds, and a value that is negative or unreadable means that the call is
 ///   not retried (see
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback)).
-///   Otherwise the delay of a [`RetryInfo`] in the details counts, made up to 20 % longer.
+///   Otherwise, if the details of the status contain a [`RetryInfo`](crate::proto::rpc::RetryInfo), its delay is used, plus up to
+///   20 % of jitter.
 /// - A call whose retry would come after its deadline ends at once, with the status of its last
 ///   attempt.
 /// - `WaitOperation` is never retried, nor is a call that the client itself refused.
 /// - Retries are not throttled unless [`throttle`](Self::throttle) is set.
 ///
 /// An operation may have been cancelled or deleted by an attempt whose answer was lost. The retry
-/// may then end with `FAILED_PRECONDITION` or `NOT_FOUND`, although the call had its effect.
+/// may then fail with `FAILED_PRECONDITION` or `NOT_FOUND`, although the first attempt succeeded.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     attempts: NonZeroU32,
@@ -102,17 +105,18 @@ impl RetryPolicy {
         self
     }
 
-    /// Stops retries while many calls fail, so that they do not add to the load of a server in an
-    /// outage. Defaults to no throttle, as in the published policy.
+    /// Sets a retry throttle, which suspends retries while many calls fail, so that retries do not
+    /// overload a failing server. Defaults to no throttle, as in the published policy.
     ///
-    /// A failed attempt takes one of `max_tokens`, and a successful call returns `token_ratio` of
-    /// one. While half of the tokens or fewer are left, calls are not retried. A client and its
-    /// clones share the tokens. `max_tokens` is held to the range of 1 to 1,000, and `token_ratio`
-    /// to that of 0.001 to `max_tokens`. See
+    /// A failed attempt takes one of `max_tokens`, and a successful call adds `token_ratio` of a
+    /// token. Calls are retried only while more than half of the tokens are left. A client and its
+    /// clones share the tokens. `max_tokens` is clamped to 1..=1,000, and `token_ratio` to
+    /// 0.001..=`max_tokens`. See
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
     ///
-    /// One broken connection fails all calls on it at once. Choose `max_tokens` larger than twice
-    /// that number, commonly 100, for those calls to be retried.
+    /// A connection that breaks fails all calls on it at once. For those calls to be retried,
+    /// `max_tokens` must be more than twice their number. Many servers allow 100 streams on a
+    /// connection, so choose more than 200.
     #[must_use]
     pub const fn throttle(mut self, max_tokens: u32, token_ratio: f64) -> Self {
         self.throttle = Some(Limits::new(max_tokens, token_ratio));
@@ -125,57 +129,26 @@ impl RetryPolicy {
 
     /// Returns the delay before the next attempt, or `None` if there is none.
     ///
-    /// `backoffs` is the number of delays so far that the server did not set.
+    /// `backoffs` is the number of previous delays since the last pushback.
     fn delay(
         &self,
         attempts: u32,
         backoffs: u32,
-        wish: Option<Wish>,
+        asked: Option<ServerDelay>,
         random: f64,
     ) -> Option<Duration> {
         if attempts >= self.attempts.get() {
             return None;
         }
-        match wish {
-            Some(Wish::NoRetry) => None,
-            Some(Wish::Exactly(delay)) => Some(delay),
-            // Only longer: all clients were told the same.
-            Some(Wish::AtLeast(delay)) => Some(delay.saturating_add(delay.mul_f64(0.2 * random))),
+        match asked {
+            Some(ServerDelay::NoRetry) => None,
+            Some(ServerDelay::Exactly(delay)) => Some(delay),
+            // The server may have sent the same delay to many clients.
+            Some(ServerDelay::AtLeast(delay)) => {
+                Some(delay.saturating_add(delay.mul_f64(0.2 * random)))
+            }
             None => Some(self.backoff.delay(backoffs, random)),
         }
-    }
-}
-
-/// What a server's status says about the next attempt.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Wish {
-    /// A pushback that forbids it.
-    NoRetry,
-    /// A pushback.
-    Exactly(Duration),
-    /// A `RetryInfo`.
-    AtLeast(Duration),
-}
-
-impl Wish {
-    fn of(status: &Status) -> Option<Self> {
-        let mut pushbacks = status.metadata().get_all("grpc-retry-pushback-ms").iter();
-        if let Some(pushback) = pushbacks.next() {
-            // A signed number of 32 bits, as gRFC A6 has it.
-            let millis = pushback
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse::<i32>().ok());
-            let millis = millis.and_then(|millis| u64::try_from(millis).ok());
-            let millis = millis.filter(|_| pushbacks.next().is_none());
-            return Some(millis.map_or(Self::NoRetry, |millis| {
-                Self::Exactly(Duration::from_millis(millis))
-            }));
-        }
-        let delay = duration(status.detail::<RetryInfo>()?.retry_delay?)?;
-        // A longer delay is a mistake, and would overflow.
-        let delay = delay.min(Duration::from_secs(1 << 32));
-        (!delay.is_zero()).then_some(Self::AtLeast(delay))
     }
 }
 
@@ -192,7 +165,8 @@ impl Retry {
         Self { policy, throttle }
     }
 
-    /// Makes attempts until one succeeds or none is left. Each is given the number of those before.
+    /// Calls `attempt` until it succeeds or the policy allows no further retry. `attempt` receives
+    /// the number of previous attempts.
     pub(crate) async fn run<T, F>(
         &self,
         deadline: Option<Instant>,
@@ -217,10 +191,12 @@ impl Retry {
                 }
             };
             let may_retry = throttle.is_none_or(Throttle::failed);
-            let wish = Wish::of(&status);
-            let delay = self.policy.delay(attempts, backoffs, wish, fastrand::f64());
-            // A pushback starts the backoff anew, see gRFC A6.
-            backoffs = if matches!(wish, Some(Wish::Exactly(_))) {
+            let asked = ServerDelay::of(&status);
+            let delay = self
+                .policy
+                .delay(attempts, backoffs, asked, fastrand::f64());
+            // A pushback resets the backoff, see gRFC A6.
+            backoffs = if matches!(asked, Some(ServerDelay::Exactly(_))) {
                 0
             } else {
                 backoffs + 1
@@ -244,49 +220,20 @@ impl Retry {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use prost::Message as _;
-    use prost_types::Any;
-
     use super::*;
-    use crate::{
-        proto::rpc,
-        status::{local, mark},
-    };
+    use crate::status::{local, mark};
 
     fn unavailable() -> Status {
         mark(Status::unavailable("down"), Origin::Server)
     }
 
     fn with_pushback(pushback: &'static str) -> Status {
-        let mut status = with_delay(prost_types::Duration {
-            seconds: 60,
-            nanos: 0,
-        });
+        let mut status = unavailable();
         let pushback = pushback.parse().expect("ASCII");
         status
             .metadata_mut()
             .insert("grpc-retry-pushback-ms", pushback);
         status
-    }
-
-    fn delay_of(policy: &RetryPolicy, status: &Status, random: f64) -> Option<Duration> {
-        policy.delay(1, 0, Wish::of(status), random)
-    }
-
-    fn with_delay(delay: prost_types::Duration) -> Status {
-        let info = RetryInfo {
-            retry_delay: Some(delay),
-        };
-        let status = rpc::Status {
-            code: 14,
-            details: vec![Any::from_msg(&info).expect("it encodes")],
-            ..rpc::Status::default()
-        };
-        let details = status.encode_to_vec().into();
-        mark(
-            Status::with_details(Code::Unavailable, "", details),
-            Origin::Server,
-        )
     }
 
     fn seconds(seconds: f64) -> Duration {
@@ -318,46 +265,23 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_of_a_retry_info_counts() {
+    fn a_delay_of_the_server_replaces_the_backoff() {
         let policy = RetryPolicy::default();
-        let delay = |seconds, nanos| with_delay(prost_types::Duration { seconds, nanos });
-        let table = [
-            (delay(3, 0), Some(seconds(3.0))),
-            (delay(0, 1_000_000), Some(seconds(0.001))),
-            (delay(0, 0), Some(seconds(0.4))), // the backoff, for this says nothing
-            (delay(-1, 0), Some(seconds(0.4))),
-            (delay(i64::MAX, 0), Some(Duration::from_secs(1 << 32))),
-        ];
-        for (status, expected) in table {
-            assert_eq!(delay_of(&policy, &status, 0.0), expected);
-            assert!(delay_of(&policy, &status, 1.0) >= expected);
+        let delay = |asked, random| policy.delay(1, 0, Some(asked), random);
+        let exactly = ServerDelay::Exactly(seconds(3.0));
+        let at_least = ServerDelay::AtLeast(seconds(3.0));
+        for random in [0.0, 1.0] {
+            assert_eq!(delay(ServerDelay::NoRetry, random), None);
+            assert_eq!(delay(exactly, random), Some(seconds(3.0)));
+            let with_jitter = Some(seconds(3.0 + 0.6 * random));
+            assert_eq!(delay(at_least, random), with_jitter);
         }
-    }
-
-    #[test]
-    fn a_pushback_counts_before_a_retry_info() {
-        let policy = RetryPolicy::default();
-        let table = [
-            ("0", Some(seconds(0.0))),
-            ("2147483647", Some(seconds(2_147_483.647))),
-            ("2147483648", None),
-            ("-1", None),
-            ("-2147483649", None),
-            ("", None),
-            ("1 ", None),
-            ("1s", None),
-        ];
-        for (pushback, expected) in table {
-            let status = with_pushback(pushback);
-            for random in [0.0, 1.0] {
-                let delay = delay_of(&policy, &status, random);
-                assert_eq!(delay, expected, "{pushback:?}");
-            }
-        }
+        let longest = ServerDelay::AtLeast(Duration::from_secs(1 << 32));
+        assert!(delay(longest, 1.0) > delay(longest, 0.0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pushback_starts_the_backoff_anew() {
+    async fn a_pushback_resets_the_backoff() {
         let policy = RetryPolicy::default().max_attempts(NonZeroU32::MIN.saturating_add(4));
         let begun = Instant::now();
         let mut times = Vec::new();

@@ -282,7 +282,7 @@ async fn a_compressed_message_is_internal_and_names_the_encoding() {
         let (code, origin, text) = failure(stack).await;
         assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
         let expected = format!(
-            "cannot read the answer: its message is compressed with {encoding:?}, which the client did not offer to accept"
+            "cannot read the answer: its message is compressed with {encoding:?}, but the client does not accept compressed messages"
         );
         assert_eq!(text, expected);
     }

@@ -302,9 +302,9 @@ fn failure_without_descriptors(credentials: longrunning::Credentials) -> tonic::
 /// The machine is at fault, not the file: a later fetch may succeed.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_unavailable() {
+fn a_credentials_file_is_unavailable_without_file_descriptors() {
     let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
-        return run_limited("a_file_that_cannot_be_opened_for_want_of_descriptors_is_unavailable");
+        return run_limited("a_credentials_file_is_unavailable_without_file_descriptors");
     };
     let failure = failure_without_descriptors(longrunning::Credentials::file(&path));
     assert_eq!(failure.code(), tonic::Code::Unavailable);
@@ -319,19 +319,17 @@ fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_unavailable() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_certificate_store_that_cannot_be_opened_for_want_of_descriptors_is_unavailable() {
+fn the_certificate_store_is_unavailable_without_file_descriptors() {
     let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
-        return run_limited(
-            "a_certificate_store_that_cannot_be_opened_for_want_of_descriptors_is_unavailable",
-        );
+        return run_limited("the_certificate_store_is_unavailable_without_file_descriptors");
     };
     let text = std::fs::read_to_string(path).unwrap();
     let failure = failure_without_descriptors(longrunning::Credentials::json(text));
     assert_eq!(failure.code(), tonic::Code::Unavailable);
     assert_eq!(
         failure.message(),
-        "credentials: cannot read the CA certificates of this machine: Too many open files \
-         (os error 24): it is retried"
+        "credentials: cannot read the system's CA certificates: Too many open files (os error 24): \
+         the fetch will be retried"
     );
 }
 
@@ -365,9 +363,8 @@ async fn a_machine_without_certificates() {
         let (answer, _) = set_up(&format!("json:{account}"), &[("SSL_CERT_FILE", store)]).await;
         assert_eq!(
             answer,
-            "Unauthenticated credentials: no CA certificates on this machine, without which the \
-             token endpoint cannot be trusted: install the package ca-certificates, or set \
-             SSL_CERT_FILE to a file of them"
+            "Unauthenticated credentials: no CA certificates found, cannot verify the token \
+             endpoint: install the package ca-certificates, or set SSL_CERT_FILE to a PEM bundle"
         );
     }
 }

@@ -275,8 +275,8 @@ fn what_cannot_stand_in_a_header_is_refused_at_once() {
         assert_eq!(
             status.message(),
             format!(
-                "credentials: the header {name:?} is set by the transport, not by a token: use \
-                 \"authorization\" or a header of the service"
+                "credentials: the header {name:?} is reserved by HTTP/2 or gRPC: use \
+                 \"authorization\" or a header that the service defines"
             )
         );
     }

@@ -331,7 +331,7 @@ async fn a_rejection_brings_a_new_token_within_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fetches_grow_rare_while_new_tokens_are_rejected_too() {
+async fn fetches_back_off_while_new_tokens_are_rejected() {
     let script = Script::new([Step::For(2 * HOUR)]);
     let auth = script.credentials().interceptor().await.unwrap();
     go_on(HOUR, || auth.rejected()).await;
@@ -347,7 +347,7 @@ async fn fetches_grow_rare_while_new_tokens_are_rejected_too() {
     );
 }
 
-/// What a server that refuses all tokens for a while does to a fleet.
+/// Many clients whose tokens are all refused for a while.
 #[tokio::test(start_paused = true)]
 async fn clients_that_are_rejected_together_do_not_fetch_together() {
     const CLIENTS: usize = 500;

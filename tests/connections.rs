@@ -244,7 +244,8 @@ async fn many_small_answers_at_once_do_not_end_the_connection() {
     assert_eq!(server.seen.calls(), 5_000);
 }
 
-/// Answers a call at once, but one on `operations/late` only once the client has reset it.
+/// Answers calls at once, except those on `operations/late`, which it answers after the client has
+/// reset the stream.
 async fn late(mut peer: Peer, late_answers: Arc<AtomicUsize>) -> io::Result<()> {
     let mut pending = HashSet::new();
     let room_for_all_requests = (1_u32 << 30).to_be_bytes();
@@ -321,7 +322,7 @@ async fn large_answers_that_nobody_reads_do_not_hold_up_other_calls() {
     let operation = client.get_operation(NAME).await.expect("an answer");
     assert_eq!(operation.name.len(), 3 << 20);
     assert_eq!(server.seen.connections(), 1);
-    // They are whole once somebody reads them.
+    // The unread answers are complete when they are read later.
     for body in unread {
         let body = body.collect().await.expect("a body");
         assert!(body.to_bytes().len() > 3 << 20);

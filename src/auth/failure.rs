@@ -19,20 +19,20 @@ pub(super) fn unavailable(message: impl fmt::Display) -> Status {
     local(Code::Unavailable, format!("credentials: {message}"))
 }
 
-/// There are no certificates to check the token endpoint's with.
+/// Returns the error for a system without CA certificates.
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 pub(super) fn no_certificates() -> Status {
     refused(
-        "no CA certificates on this machine, without which the token endpoint cannot be trusted: \
-         install the package ca-certificates, or set SSL_CERT_FILE to a file of them",
+        "no CA certificates found, cannot verify the token endpoint: install the package \
+         ca-certificates, or set SSL_CERT_FILE to a PEM bundle",
     )
 }
 
-/// The machine cannot read its certificates at the moment.
+/// Returns the error for CA certificates that temporarily cannot be read.
 #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 pub(super) fn no_certificates_now(error: &std::io::Error) -> Status {
     unavailable(format_args!(
-        "cannot read the CA certificates of this machine: {error}: it is retried"
+        "cannot read the system's CA certificates: {error}: the fetch will be retried"
     ))
 }
 

@@ -110,9 +110,9 @@ impl AuthInterceptor {
 
     /// Reports that a server answered `UNAUTHENTICATED`, so that a new token is fetched.
     ///
-    /// The fetch comes at a random moment within 10 seconds, however often this is called. If the
-    /// new token is reported too, the next fetch comes within 20 seconds, and so on up to 5 minutes.
-    /// The current token is sent until then, for it may be good for other servers.
+    /// The token is renewed after a random delay of up to 10 seconds, no matter how often this is
+    /// called. If the new token is reported as well, this limit doubles, up to 5 minutes. Until then
+    /// the current token is still sent, because other servers may accept it.
     /// [`OperationsClient`](crate::OperationsClient) calls this itself.
     pub fn rejected(&self) {
         if let Headers::Renewed(renewed) = &self.headers {

@@ -36,9 +36,9 @@ const ATTEMPT: Duration = Duration::from_secs(8);
 const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
 /// The least time between two fetches, whatever a source says of its tokens.
 const PACE: Duration = Duration::from_secs(1);
-/// The delays, with full jitter, before a token that a server refused is renewed. They grow while
-/// the new tokens are refused, too: then a new token is no help, and a fleet of clients would only
-/// load the token endpoint.
+/// The delays before a token that a server refused is renewed. They have full jitter, and grow while
+/// new tokens are refused as well: another token would not help, and many clients that renew at once
+/// would overload the token endpoint.
 const REJECTED: Backoff = Backoff {
     initial: Duration::from_secs(10),
     multiplier: 2.0,
@@ -88,7 +88,7 @@ struct Owner {
     next_look: Instant,
     /// Whether the server has refused the current token.
     is_rejected: bool,
-    /// When the last refusal was heard of.
+    /// When the last refusal was reported.
     refused_at: Option<Instant>,
     /// How many tokens in a row were refused.
     refusals: u32,
@@ -220,11 +220,11 @@ impl Owner {
         true
     }
 
-    /// Notes that a server refused the current token; returns when to renew it.
+    /// Records that a server refused the current token, and returns when to renew it.
     fn refused(&mut self) -> Instant {
         let now = Instant::now();
         let before = self.refused_at.replace(now);
-        // After so long without a refusal the earlier ones were of another kind.
+        // Refusals further apart than this are unrelated: the count starts again.
         let in_a_row = before.is_some_and(|before| now - before <= 2 * REJECTED.maximum);
         self.refusals = if in_a_row {
             self.refusals.saturating_add(1)

@@ -104,9 +104,9 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// `UNAUTHENTICATED` if the name is not one of a text header, if the header belongs to HTTP/2 or
-    /// gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the like), or if the value is not
-    /// visible ASCII.
+    /// `UNAUTHENTICATED` if the name is not a valid name of a text header, if it is reserved by HTTP/2
+    /// or gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the like), or if the value
+    /// contains anything but visible ASCII characters.
     pub fn header(name: &str, value: &str) -> Result<Self, Status> {
         let none = Self {
             headers: Vec::new(),
@@ -183,10 +183,10 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
         .ok()
         .filter(|name| !name.as_str().ends_with("-bin"))
         .ok_or_else(|| refused(no_name(name)))?;
-    if is_of_transport(key.as_str()) {
+    if is_reserved(key.as_str()) {
         return Err(refused(format!(
-            "the header {name:?} is set by the transport, not by a token: use \"authorization\" or \
-             a header of the service"
+            "the header {name:?} is reserved by HTTP/2 or gRPC: use \"authorization\" or a header \
+             that the service defines"
         )));
     }
     // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
@@ -204,8 +204,9 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
     Ok((key, value))
 }
 
-/// Whether HTTP/2 or gRPC gives a header its meaning. Sent with a call, it would break it.
-fn is_of_transport(name: &str) -> bool {
+/// Returns whether a header is reserved by HTTP/2 or gRPC. Sending one as a credential would break
+/// the call.
+fn is_reserved(name: &str) -> bool {
     const CONNECTION: [&str; 7] = [
         "connection",
         "host",

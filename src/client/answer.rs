@@ -26,7 +26,7 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// # Errors
 ///
 /// The server's status, if it is not OK. `INTERNAL`: there is no message, or only a part of it, or
-/// it is compressed, which the client did not offer to accept. `RESOURCE_EXHAUSTED`: it is larger
+/// it is compressed, which the client does not accept. `RESOURCE_EXHAUSTED`: it is larger
 /// than the limit. `UNKNOWN` and others: the answer has no status.
 pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Bytes, Status>
 where
@@ -100,7 +100,7 @@ fn begins<B>(response: &mut Response<B>) -> Result<bool, Status> {
 /// The message of an answer, as it comes in. What comes after it is passed over.
 struct Message {
     limit: usize,
-    /// The `grpc-encoding` of the answer. It counts only for a message whose Compressed-Flag is 1,
+    /// The `grpc-encoding` of the answer. It applies only to a message whose Compressed-Flag is 1,
     /// see [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
     encoding: Option<HeaderValue>,
     /// The first piece, which is commonly all.
@@ -162,9 +162,11 @@ impl Message {
             0 => Ok(Some(length)),
             1 => Err(unreadable(match &self.encoding {
                 Some(encoding) => format!(
-                    "its message is compressed with {encoding:?}, which the client did not offer to accept"
+                    "its message is compressed with {encoding:?}, but the client does not accept compressed messages"
                 ),
-                None => "its message is compressed, and no grpc-encoding says how".to_owned(),
+                None => {
+                    "its message is compressed, but the header grpc-encoding is missing".to_owned()
+                }
             })),
             _ => Err(unreadable(format!("it begins with the byte {flag}"))),
         }

@@ -1,5 +1,4 @@
-//! What a poll does with an answer that may not be the last word: a failure, or an end that the
-//! server may have invented.
+//! Classification of poll results: transient failures, and done operations that need confirmation.
 
 use std::time::Duration;
 
@@ -17,10 +16,10 @@ pub(super) fn cannot_wait(status: &Status) -> bool {
     status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
 }
 
-/// Whether a done operation has a response of no type.
+/// Returns whether an operation is done with a response that has no type URL.
 ///
-/// Some servers answer WaitOperation so although the operation goes on, among them Google's
-/// showcase.
+/// Some servers, including Google's showcase server, return this from WaitOperation while the
+/// operation is still running.
 pub(super) fn has_untyped_response(operation: &Operation) -> bool {
     let Some(operation::Result::Response(response)) = &operation.result else {
         return false;

@@ -94,9 +94,9 @@ impl<S: Stack + Sync> Poller<S> {
             self.client.remember_that_it_cannot_wait();
             return Ok(None);
         }
-        let is_doubtful = by_wait && result.as_ref().is_ok_and(has_untyped_response);
-        self.get_next = by_wait && (is_doubtful || result.is_err());
-        if is_doubtful {
+        let needs_confirmation = by_wait && result.as_ref().is_ok_and(has_untyped_response);
+        self.get_next = by_wait && (needs_confirmation || result.is_err());
+        if needs_confirmation {
             return Ok(None);
         }
         self.looks = self.looks.saturating_add(1);

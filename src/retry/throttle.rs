@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     max: u32,
-    /// What a successful call returns.
+    /// The tokens that a successful call adds.
     success: u32,
 }
 
@@ -18,8 +18,8 @@ impl Limits {
             max_tokens
         };
         let max = if max == 0 { THOUSAND } else { max * THOUSAND };
-        // Decimals beyond the third are ignored, as gRFC A6 has it. A number that is too large, or
-        // none at all, is held to the range by the conversion.
+        // As in gRFC A6, decimal places beyond the third are ignored. The cast saturates, and turns
+        // NaN into 0.
         let success = (token_ratio * THOUSAND as f64) as u32;
         let success = if success == 0 { 1 } else { success };
         Self {
@@ -54,7 +54,7 @@ impl Throttle {
 
     pub(crate) fn succeeded(&self) {
         let Limits { max, success } = self.limits;
-        // With all tokens there, which is common, nothing is written that all cores share.
+        // Usually all tokens are left: then there is no write, for which all cores would compete.
         self.update(|tokens| (tokens < max).then(|| max.min(tokens + success)));
     }
 
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_held_to_their_range() {
+    fn settings_are_clamped() {
         let table = [
             ((0, 1.0), (1_000, 1_000)),
             ((1, 0.1), (1_000, 100)),

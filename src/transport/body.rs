@@ -14,9 +14,9 @@ use super::lease::Lease;
 
 /// The body of a response.
 ///
-/// Dropped before its end, it resets the stream. The default is an empty body, which layers such as
-/// [`InterceptedService`](tonic::service::interceptor::InterceptedService) put into responses of
-/// their own.
+/// Dropping the body before it ends resets the stream. `ResponseBody::default()` is an empty body, as
+/// used by layers such as [`InterceptedService`](tonic::service::interceptor::InterceptedService)
+/// that create responses themselves.
 #[derive(Debug, Default)]
 pub struct ResponseBody {
     /// `None` in an empty body.

@@ -110,13 +110,13 @@ impl Connector {
             // A mark that says that SETTINGS have not arrived. Until then no call is sent.
             .initial_max_send_streams(UNANNOUNCED)
             .initial_window_size(WINDOW)
-            // The largest window that HTTP/2 has: no number of answers that are not read yet fills
-            // it, so that none of them holds up the other calls of the connection.
+            // The largest window that HTTP/2 allows, so that unread answers do not block other calls
+            // on the connection. It has room for the windows of 1,000 streams.
             .initial_connection_window_size(CONNECTION_WINDOW)
-            // h2 charges this budget for each small DATA frame, and gives nothing back for one of a
-            // stream that was reset. An answer that comes after its deadline is such a frame, so
-            // that any finite budget ends every busy connection sooner or later. The windows bound
-            // what a stream can buffer.
+            // h2 charges small DATA frames to this budget, and does not refund those of streams that
+            // were reset. Answers that arrive after their deadline are such frames, so that a finite
+            // budget would sooner or later close a busy connection. Buffering is bounded by the
+            // flow-control windows.
             .data_frame_budget(usize::MAX)
             // A status with its details travels in trailers. What is larger fails its call; with
             // four times as much h2 closes the connection, and fails the calls beside it.

@@ -79,14 +79,14 @@ impl fmt::Debug for Dial {
     }
 }
 
-/// Whether a host is this machine by its name: what a resolver says of that name does not count,
-/// see [RFC 6761](https://www.rfc-editor.org/rfc/rfc6761#section-6.3).
+/// Returns whether a host name is `localhost`, which always means the loopback addresses, see
+/// [RFC 6761](https://www.rfc-editor.org/rfc/rfc6761#section-6.3).
 pub(crate) fn is_localhost(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
     name.eq_ignore_ascii_case("localhost")
 }
 
-/// Looks hosts up, except for `localhost`.
+/// A resolver that returns the loopback addresses for `localhost`, and resolves other names with `R`.
 #[derive(Clone)]
 struct Resolver<R>(R);
 
@@ -160,7 +160,7 @@ where
 mod tests {
     use super::*;
 
-    /// A resolver that says of every name that it is another machine.
+    /// A resolver that returns the address of another machine for every name.
     fn elsewhere(_: Name) -> std::future::Ready<io::Result<vec::IntoIter<SocketAddr>>> {
         ready(Ok(vec![ELSEWHERE].into_iter()))
     }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn localhost_is_the_loopback_whatever_a_resolver_says() {
+    async fn localhost_is_the_loopback_addresses_and_is_not_looked_up() {
         for host in ["localhost", "localhost.", "LocalHost", "LOCALHOST."] {
             let found = addresses(host).await;
             assert_eq!(found.len(), 2, "{host}");

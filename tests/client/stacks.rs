@@ -66,7 +66,7 @@ async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: Stack + Sync>(cli
 }
 
 #[tokio::test]
-async fn an_interceptor_over_the_own_transport_can_refuse_a_call() {
+async fn an_interceptor_over_the_default_transport_can_refuse_a_call() {
     let emulator = emulator().await;
     let client = OperationsClient::builder(emulator.endpoint())
         .connect()

@@ -231,7 +231,7 @@ fn running() -> Operation {
     }
 }
 
-/// As Google's showcase server does: Wait answers that the operation succeeded, and it fails later.
+/// Google's showcase server does this: WaitOperation returns a success, and the operation fails later.
 #[tokio::test(start_paused = true)]
 async fn an_untyped_response_by_wait_is_confirmed_with_a_get() {
     let gets = Arc::new(AtomicUsize::new(0));
@@ -267,7 +267,7 @@ async fn an_untyped_response_that_a_get_confirms_is_the_end() {
     assert!(matches!(end.expect("done").outcome(), Outcome::Succeeded));
     assert_eq!(server.calls().len(), 2);
 
-    // A Get alone is believed.
+    // A response of GetOperation needs no confirmation.
     let policy = PollPolicy::default().wait(Duration::ZERO);
     let end = server
         .client()
