@@ -71,8 +71,9 @@ pub use self::{
 /// as there is a client: nothing needs a restart.
 ///
 /// If a server answers `UNAUTHENTICATED`, the token is renewed after a random delay of up to 10
-/// seconds. While new tokens are refused as well, this limit doubles, up to 5 minutes. The random
-/// delay keeps many clients from asking the token endpoint at the same time.
+/// seconds. While new tokens are refused as well, this limit doubles, up to 5 minutes; after 10
+/// minutes without a refusal it is 10 seconds again. The random delay keeps many clients from asking
+/// the token endpoint at the same time.
 ///
 /// # What failures look like
 ///
@@ -98,8 +99,8 @@ pub use self::{
 /// It can still panic in these cases, which cannot be detected beforehand:
 ///
 /// - an `expires_in` from the token endpoint or the metadata server that overflows the clock;
-/// - a process that runs out of file descriptors, or loses its certificate store, between the check
-///   of that store and its use;
+/// - a process that runs out of file descriptors between the check of the certificate store, or of the
+///   metadata server, and its use, or that loses its certificate store then;
 /// - a metadata server at the usual address that answers the check, but not the request that follows.
 ///
 /// The panic message is printed to standard error, and the fetch fails with `UNAVAILABLE`; the next

@@ -28,10 +28,11 @@
 //! - **Errors are [`tonic::Status`]**, for both calls and set-up. A status that the server sent
 //!   is returned unchanged; [`StatusExt::origin`] returns where a status came from.
 //! - **Calls have a deadline of 10 seconds by default** ([`Builder::timeout`]) and are retried on
-//!   `UNAVAILABLE` ([`RetryPolicy`]), as in the published policy of the service.
+//!   `UNAVAILABLE` ([`RetryPolicy`]), as in the published policy of the service. A client over your
+//!   own stack leaves both to the stack, unless you set them.
 //! - **No credentials are sent by default**: see [`Credentials`].
-//! - **Clones of a client are cheap** and share its connections, token and settings. There is no
-//!   global state, and background tasks stop when the last clone is dropped.
+//! - **Clones of a client are cheap** and share its connections, token and settings. Its background
+//!   tasks stop when the last clone is dropped.
 //!
 //! # Where to find what
 //!

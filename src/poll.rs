@@ -45,7 +45,8 @@ use crate::{
 /// further pollers look with Get meanwhile.
 ///
 /// If `WaitOperation` returns a done operation whose response has no type URL, the poller confirms it
-/// with one `GetOperation` at once: some servers return this while the operation is still running.
+/// with one `GetOperation` at once: some servers return this while the operation is still running. An
+/// error of that `GetOperation` is handled like any other.
 ///
 /// Every look has a deadline: a Wait its slice and 10 s for the answer, a Get what its request or
 /// the client has for a timeout, else 10 s; and none has more than is left of the [total

@@ -182,7 +182,15 @@ impl Retry {
             attempts += 1;
             let status = match result {
                 Err(status) if self.policy.concerns(&status) => status,
-                Err(status) => return Err(status),
+                Err(status) => {
+                    // A pushback that forbids the retry counts with every code, see gRFC A6.
+                    if let Some(throttle) = throttle
+                        && ServerDelay::of(&status) == Some(ServerDelay::NoRetry)
+                    {
+                        throttle.failed();
+                    }
+                    return Err(status);
+                }
                 Ok(answer) => {
                     if let Some(throttle) = throttle {
                         throttle.succeeded();
@@ -278,6 +286,28 @@ mod tests {
         }
         let longest = ServerDelay::AtLeast(Duration::from_secs(1 << 32));
         assert!(delay(longest, 1.0) > delay(longest, 0.0));
+    }
+
+    #[tokio::test]
+    async fn a_pushback_that_forbids_a_retry_takes_a_token_with_every_code() {
+        let retry = Retry::new(RetryPolicy::default().throttle(2, 0.1));
+        let result = retry.run(None, |_| {
+            let mut denied = Status::permission_denied("no");
+            *denied.metadata_mut() = with_pushback("-1").metadata().clone();
+            std::future::ready(Err::<(), _>(denied))
+        });
+        assert_eq!(
+            result.await.expect_err("it fails").code(),
+            Code::PermissionDenied
+        );
+        // One of two tokens is left, so that nothing is retried.
+        let attempts = AtomicUsize::new(0);
+        let fail = |_| {
+            attempts.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Err::<(), _>(unavailable()))
+        };
+        retry.run(None, fail).await.expect_err("it fails");
+        assert_eq!(attempts.into_inner(), 1);
     }
 
     #[tokio::test(start_paused = true)]

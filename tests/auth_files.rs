@@ -264,6 +264,9 @@ fn run_limited(test: &str) {
         .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
         .args([program.as_os_str(), test.as_ref()])
         .env(LIMITED, &file.path)
+        .env("GOOGLE_APPLICATION_CREDENTIALS", "")
+        .env("CLOUDSDK_CONFIG", "/nonexistent")
+        .env("GCE_METADATA_HOST", "localhost:1")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&limited.stdout);
@@ -315,6 +318,21 @@ fn a_credentials_file_is_unavailable_without_file_descriptors() {
             path.display()
         )
     );
+}
+
+/// The resolver needs descriptors too, and reports their lack as any other failure.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_metadata_host_is_unavailable_without_file_descriptors() {
+    if std::env::var_os(LIMITED).is_none() {
+        return run_limited("a_metadata_host_is_unavailable_without_file_descriptors");
+    }
+    let failure = failure_without_descriptors(longrunning::Credentials::application_default());
+    assert_eq!(failure.code(), tonic::Code::Unavailable);
+    let message = failure.message();
+    let start = "credentials: the metadata server cannot be asked: \
+                 GCE_METADATA_HOST: look-up of localhost:1: ";
+    assert!(message.starts_with(start), "{message}");
 }
 
 #[cfg(target_os = "linux")]

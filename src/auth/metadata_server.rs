@@ -1,7 +1,7 @@
 //! Whether this machine has Google Cloud's metadata server.
 
 use std::{
-    env,
+    env, fmt,
     future::ready,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
@@ -85,16 +85,21 @@ impl Host {
 }
 
 async fn ask(
-    addresses: impl Future<Output = io::Result<Vec<SocketAddr>>>,
+    addresses: impl Future<Output = Result<Vec<SocketAddr>, Status>>,
     is_it: fn(&[String]) -> bool,
 ) -> Result<bool, Status> {
-    match timeout(PATIENCE, async { head(&addresses.await?).await }).await {
-        Ok(Ok(head)) => Ok(is_it(&head)),
-        Ok(Err(error)) if may_pass(&error) => Err(unavailable(format_args!(
-            "the metadata server cannot be asked: {error}"
-        ))),
+    let asking = async { Ok::<_, Status>(head(&addresses.await?).await) };
+    match timeout(PATIENCE, asking).await {
+        Ok(Ok(Ok(head))) => Ok(is_it(&head)),
+        Ok(Ok(Err(error))) if may_pass(&error) => Err(unreachable(error)),
+        Ok(Err(status)) => Err(status),
         _ => Ok(false),
     }
+}
+
+/// This machine cannot ask at the moment.
+fn unreachable(error: impl fmt::Display) -> Status {
+    unavailable(format_args!("the metadata server cannot be asked: {error}"))
 }
 
 /// Refuses what is no account: it becomes a segment of a path.
@@ -129,25 +134,33 @@ fn is_host(host: &str) -> bool {
 
 /// Looks a host up. On a thread of its own: there is no way to stop a look-up, and on one of
 /// tokio's it would hold up the end of the runtime.
-async fn addresses(host: &str) -> io::Result<Vec<SocketAddr>> {
-    let authority: Authority = host.parse().map_err(io::Error::other)?;
+///
+/// # Errors
+///
+/// `UNAVAILABLE`: a name that the environment gives is one that exists, so that a failure is likely
+/// the resolver's, or a lack of file descriptors, which the resolver does not report as such.
+async fn addresses(host: &str) -> Result<Vec<SocketAddr>, Status> {
+    let authority: Authority = host.parse().map_err(unreachable)?;
     let name = authority.host().trim_matches(['[', ']']).to_owned();
     let port = authority.port_u16().unwrap_or(80);
-    apart(move || (&*name, port).to_socket_addrs().map(Iterator::collect))
-        .await
-        .map_err(io::Error::other)?
+    let found = apart(move || (&*name, port).to_socket_addrs().map(Iterator::collect)).await?;
+    found.map_err(|error| unreachable(format_args!("{HOST_VARIABLE}: look-up of {host}: {error}")))
 }
 
-/// Other clouds have a server at the same address, but not one that says this.
+/// Other clouds have a server at the same address, but not one that sends this. The value is compared
+/// as google-authz does, which panics on any other.
 fn is_googles(head: &[String]) -> bool {
-    head.iter().any(|line| line == "metadata-flavor:google")
+    head.iter().any(|line| {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        name.eq_ignore_ascii_case("metadata-flavor") && value.trim() == "Google"
+    })
 }
 
 fn is_http(head: &[String]) -> bool {
-    head.first().is_some_and(|line| line.starts_with("http/1."))
+    head.first().is_some_and(|line| line.starts_with("HTTP/1."))
 }
 
-/// Asks, and returns the lines of the answer's head, in small letters and without spaces.
+/// Asks, and returns the lines of the answer's head.
 async fn head(addresses: &[SocketAddr]) -> io::Result<Vec<String>> {
     let mut stream = TcpStream::connect(addresses).await?;
     let request = "GET / HTTP/1.1\r\n\
@@ -158,7 +171,7 @@ async fn head(addresses: &[SocketAddr]) -> io::Result<Vec<String>> {
     let mut lines = BufReader::new(stream.take(16 * 1024)).lines();
     let mut head = Vec::new();
     while let Some(line) = lines.next_line().await?.filter(|line| !line.is_empty()) {
-        head.push(line.to_ascii_lowercase().replace(' ', ""));
+        head.push(line);
     }
     Ok(head)
 }
@@ -196,6 +209,12 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_flavor_that_google_authz_does_not_accept_is_not_googles() {
+        let other = server("HTTP/1.1 200 OK\r\nmetadata-flavor: google\r\n\r\n").await;
+        assert!(!ask(ready(Ok(vec![other])), is_googles).await.unwrap());
+    }
+
+    #[tokio::test]
     async fn one_that_the_environment_names_may_answer_anything() {
         let emulator = server("HTTP/1.1 404 Not Found\r\n\r\n").await;
         let host = Host::Named(emulator.to_string());
@@ -215,9 +234,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_machine_without_descriptors_cannot_ask() {
-        let status = ask(ready(Err(io::ErrorKind::OutOfMemory.into())), is_googles)
-            .await
-            .unwrap_err();
+        let failure = unreachable(io::Error::from(io::ErrorKind::OutOfMemory));
+        let status = ask(ready(Err(failure)), is_googles).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unavailable);
         assert_eq!(
             status.message(),

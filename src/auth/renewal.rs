@@ -200,9 +200,10 @@ impl Owner {
             tokio::select! {
                 biased;
                 () = self.publisher.closed() => return false,
-                () = self.rejected.notified(), if !rejected => {
+                // Once for each token: after a failed fetch the current one is still the same.
+                () = self.rejected.notified(), if !rejected && !self.is_rejected => {
                     rejected = true;
-                    due = due.min(self.refused().max(started + PACE));
+                    due = due.min(self.refused(started + PACE));
                 }
                 () = sleep_until(due) => break,
                 () = sleep_until(self.next_look), if self.lease.is_some() => {
@@ -221,7 +222,7 @@ impl Owner {
     }
 
     /// Records that a server refused the current token, and returns when to renew it.
-    fn refused(&mut self) -> Instant {
+    fn refused(&mut self, earliest: Instant) -> Instant {
         let now = Instant::now();
         let before = self.refused_at.replace(now);
         // Refusals further apart than this are unrelated: the count starts again.
@@ -231,7 +232,7 @@ impl Owner {
         } else {
             0
         };
-        now + REJECTED.full_jitter(self.refusals, fastrand::f64())
+        now.max(earliest) + REJECTED.full_jitter(self.refusals, fastrand::f64())
     }
 
     /// Looks at a token of unknown expiry. False if it should be renewed.

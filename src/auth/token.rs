@@ -106,7 +106,7 @@ impl Token {
     ///
     /// `UNAUTHENTICATED` if the name is not a valid name of a text header, if it is reserved by HTTP/2
     /// or gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the like), or if the value
-    /// contains anything but visible ASCII characters.
+    /// contains anything but printable ASCII characters.
     pub fn header(name: &str, value: &str) -> Result<Self, Status> {
         let none = Self {
             headers: Vec::new(),

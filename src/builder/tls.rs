@@ -116,7 +116,7 @@ impl TlsSettings {
         #[cfg(feature = "tls-native-roots")]
         let message = match errors.first() {
             Some(error) => format!("cannot read the system's root certificates: {error}: {REMEDY}"),
-            None => format!("the system has no root certificates: {REMEDY}"),
+            None => format!("the system has no usable root certificates: {REMEDY}"),
         };
         #[cfg(not(feature = "tls-native-roots"))]
         let message = "no root certificates for TLS: turn on the feature `tls-native-roots` or \

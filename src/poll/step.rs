@@ -97,6 +97,7 @@ impl<S: Stack + Sync> Poller<S> {
         let needs_confirmation = by_wait && result.as_ref().is_ok_and(has_untyped_response);
         self.get_next = by_wait && (needs_confirmation || result.is_err());
         if needs_confirmation {
+            self.failure = None;
             return Ok(None);
         }
         self.looks = self.looks.saturating_add(1);

@@ -115,8 +115,9 @@ impl Connector {
             .initial_connection_window_size(CONNECTION_WINDOW)
             // h2 charges small DATA frames to this budget, and does not refund those of streams that
             // were reset. Answers that arrive after their deadline are such frames, so that a finite
-            // budget would sooner or later close a busy connection. Buffering is bounded by the
-            // flow-control windows.
+            // budget would sooner or later close a busy connection. The windows bound the payload
+            // that is buffered, but not what h2 needs for each frame: a hostile server can make a
+            // stream that nobody reads take 500 MiB.
             .data_frame_budget(usize::MAX)
             // A status with its details travels in trailers. What is larger fails its call; with
             // four times as much h2 closes the connection, and fails the calls beside it.
