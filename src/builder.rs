@@ -71,10 +71,10 @@ impl OperationsClient<Transport> {
 }
 
 impl Builder {
-    /// Sets what to show the server with every call. Default is [`Credentials::none`].
+    /// Sets the credentials that are sent with every call. Defaults to [`Credentials::none`].
     ///
-    /// They go to the endpoint, whoever it is. Over plaintext they go to this machine only, unless
-    /// [allowed](Self::credentials_in_plaintext).
+    /// They are sent to the endpoint, whatever its host. Over plaintext they are sent to this machine
+    /// only, unless [allowed](Self::credentials_in_plaintext).
     ///
     /// To share one token with other clients, connect without credentials, and give the finished
     /// client an [`AuthInterceptor`]:
@@ -114,9 +114,9 @@ impl Builder {
         self
     }
 
-    /// Sets after how long without a byte a connection on which calls wait, or for whose streams
-    /// they wait, is pinged, and how long the answer may take before its calls fail with
-    /// `UNAVAILABLE`. It may be an eighth longer.
+    /// Sets how long a connection with waiting calls may be silent before it is pinged, and how long
+    /// to wait for the answer before its calls fail with `UNAVAILABLE`. The first may be up to an
+    /// eighth longer.
     ///
     /// A connection without calls is never pinged. Many servers close a connection that is pinged
     /// more often than they like. [`Duration::MAX`] means never. Default is 310 and 20 seconds: all
@@ -219,8 +219,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Self::connect) that can be told without asking anyone. That there is no
-    /// tokio runtime, the first call tells.
+    /// Those of [`connect`](Self::connect) that need no connection and no token. A missing tokio
+    /// runtime is reported by the first call.
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
         let credentials = self.take_credentials()?;
         let (timeout, retry) = (self.timeout, self.retry.clone());

@@ -1,34 +1,35 @@
 //! The README says what compiles.
 
-use std::{num::NonZeroUsize, time::Duration};
-
 use longrunning::OperationsClient;
 
 /// Each part between the marks is an example of the README, letter for letter.
 #[allow(dead_code, unused_variables, unused_mut)]
 #[rustfmt::skip]
 async fn examples() -> Result<(), tonic::Status> {
-    const NAME: &str = "operations/1";
     // begin
     let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
     client.cancel_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     let operation = client.get_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     // end
     // begin
+    use std::time::Duration;
     use longrunning::{CancelOutcome, PollPolicy};
 
+    let name = "projects/p/locations/us-central1/operations/ICN42";
     let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
-    match client.cancel_and_wait(NAME, policy).await? {
+    match client.cancel_and_wait(name, policy).await? {
         CancelOutcome::Cancelled(_) => println!("cancelled"),
         CancelOutcome::Completed(operation) => println!("completed before the cancel: {operation:?}"),
         other => println!("{other:?}"),
     }
     // end
     // begin
-    let done = client.poller(NAME).until_done().await?; // or a stream of states
+    use std::num::NonZeroUsize;
+
+    let done = client.poller(name).policy(policy).until_done().await?; // or a stream of states
     let mut all = client.operations("projects/p/locations/us-central1"); // a stream over all pages
     let in_flight = NonZeroUsize::new(100).expect("100 is not 0");
-    let mut results = client.cancel_operations(tokio_stream::iter([NAME]), in_flight); // a stream of results
+    let mut results = client.cancel_operations(tokio_stream::iter([name]), in_flight); // a stream of (name, result)
     // end
     Ok(())
 }
@@ -44,6 +45,20 @@ async fn a_test_on_the_emulator_is_as_short_as_it_says() -> Result<(), tonic::St
     let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
     client.cancel_operation("operations/1").await?;
     assert!(emulator.operation("operations/1").is_some_and(|operation| operation.done));
+    // end
+    Ok(())
+}
+
+#[allow(dead_code, unused_variables)]
+#[rustfmt::skip]
+async fn a_shared_connection() -> Result<(), tonic::Status> {
+    // begin
+    use longrunning::{Credentials, proto::operations_client::OperationsClient as OtherClient};
+
+    let auth = Credentials::application_default().interceptor().await?;
+    let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
+    let client = client.with_credentials(auth.clone());
+    let other = OtherClient::with_interceptor(client.stack().clone(), auth);
     // end
     Ok(())
 }

@@ -77,7 +77,9 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Sets which failed calls are retried. Defaults to none.
+    /// Sets which failed calls are retried. Defaults to the published policy for a client that
+    /// [`builder`](OperationsClient::builder) made, and to no retries for one that
+    /// [`new`](Self::new) made.
     ///
     /// A stack that retries calls itself needs no policy here.
     #[must_use]
