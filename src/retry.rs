@@ -29,8 +29,8 @@ use crate::{
 ///   exact delay in milliseconds, and a value that is negative or unreadable means that the call is
 ///   not retried (see
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback)).
-///   Otherwise, if the details of the status contain a [`RetryInfo`](crate::proto::rpc::RetryInfo), its delay is used, plus up to
-///   20 % of jitter.
+///   Otherwise, if the details of the status contain a
+///   [`RetryInfo`](crate::proto::rpc::RetryInfo), its delay is used, plus up to 20 % of jitter.
 /// - A call whose retry would come after its deadline ends at once, with the status of its last
 ///   attempt.
 /// - `WaitOperation` is never retried, nor is a call that the client itself refused.

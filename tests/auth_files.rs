@@ -253,6 +253,7 @@ async fn a_path_that_only_looks_like_text_is_read_and_named() {
     assert_eq!(told, "field \"type\" is missing: download the file again");
 }
 
+#[cfg(target_os = "linux")]
 const LIMITED: &str = "TEST_LIMITED";
 
 /// Runs a test of this file again, in a process that has few file descriptors.

@@ -529,6 +529,7 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
         http("403", Code::PermissionDenied),
         http("404", Code::Unimplemented),
         http("429", Code::Unavailable),
+        http("431", Code::Internal).tells("headers are larger than the server accepts"),
         http("500", Code::Unknown),
         http("502", Code::Unavailable),
         http("503", Code::Unavailable),
@@ -591,6 +592,17 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
             answer(OK, Some(&[0, 0, 0, 0, 9, 1]), Some(&[("grpc-status", "0")])),
         )
         .by(Origin::Client),
+        row(
+            "a message that is compressed",
+            Code::Internal,
+            answer(
+                &[(":status", "200"), CONTENT_TYPE, ("grpc-encoding", "gzip")],
+                Some(&[1, 0, 0, 0, 1, 0]),
+                Some(&[("grpc-status", "0")]),
+            ),
+        )
+        .by(Origin::Client)
+        .tells("gzip"),
     ])
     .await;
 }
