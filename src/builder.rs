@@ -37,7 +37,12 @@ pub struct Builder {
     tls: TlsSettings,
     connect_timeout: Duration,
     keepalive: (Duration, Duration),
+    min_connections: usize,
     max_connections: NonZeroUsize,
+    max_connection_age: Option<Duration>,
+    streams_per_connection: NonZeroUsize,
+    max_queued_calls: NonZeroUsize,
+    max_buffered_bytes: usize,
     timeout: Option<Duration>,
     retry: RetryPolicy,
     user_agent: Option<String>,
@@ -62,7 +67,12 @@ impl OperationsClient<Transport> {
             tls: TlsSettings::default(),
             connect_timeout: Duration::from_secs(5),
             keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
+            min_connections: 0,
             max_connections: const { NonZeroUsize::new(20).unwrap() },
+            max_connection_age: None,
+            streams_per_connection: const { NonZeroUsize::new(1_000).unwrap() },
+            max_queued_calls: const { NonZeroUsize::new(10_000).unwrap() },
+            max_buffered_bytes: 256 << 20,
             timeout: None,
             retry: RetryPolicy::default(),
             user_agent: None,
@@ -128,13 +138,66 @@ impl Builder {
         self
     }
 
-    /// Sets how many connections there may be at once. Default is 20.
+    /// Sets the minimum number of open connections. Default is 0: connections are opened when calls
+    /// need them.
     ///
-    /// There is one until as many calls are in flight as the server allows on it, commonly 100,
-    /// then another; those idle for a minute go, but for the last. Calls beyond all of them wait
-    /// their turn. Connections that the server is closing do not count: they end with their calls.
+    /// The minimum is opened by [`connect`](Self::connect), or by the first call, and a connection
+    /// that is lost is replaced, with backoff. More than [`max_connections`](Self::max_connections) are
+    /// never opened.
+    pub fn min_connections(mut self, connections: usize) -> Self {
+        self.min_connections = connections;
+        self
+    }
+
+    /// Sets the maximum number of open connections. Default is 20.
+    ///
+    /// One connection is used until as many calls are in flight as the server allows on it, commonly
+    /// 100. Then more are opened, as many as the queued calls need. A connection that is idle for a
+    /// minute is closed, but not the last. When all streams are in use, calls are
+    /// [queued](Self::max_queued_calls). Connections that the server is closing do not count: they
+    /// end with their calls.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.max_connections = connections;
+        self
+    }
+
+    /// Sets the maximum age of a connection, after which it is closed gracefully: its calls end, and
+    /// new calls go to another. Each connection gets up to 10 % more or less. Default is no maximum.
+    ///
+    /// With a load balancer that distributes connections, this moves load to servers that were
+    /// added.
+    pub fn max_connection_age(mut self, age: Duration) -> Self {
+        self.max_connection_age = Some(age);
+        self
+    }
+
+    /// Sets the maximum number of streams in use on a connection, where the server allows more.
+    /// Default is 1,000.
+    pub fn streams_per_connection(mut self, streams: NonZeroUsize) -> Self {
+        self.streams_per_connection = streams;
+        self
+    }
+
+    /// Sets the maximum number of calls that wait for a stream. Default is 10,000.
+    ///
+    /// While so many wait, the stack is not ready, for which this client waits within the call's
+    /// deadline. A call that is made over the [`stack`](OperationsClient::stack) all the same ends
+    /// with `RESOURCE_EXHAUSTED` at once.
+    pub fn max_queued_calls(mut self, calls: NonZeroUsize) -> Self {
+        self.max_queued_calls = calls;
+        self
+    }
+
+    /// Sets how many bytes of answers are held in memory, for all connections together. Default is
+    /// 256 MiB.
+    ///
+    /// Answers that are being read count, and those that have arrived but were not taken, because
+    /// their callers are not polled. Answers up to 4 KiB do not count. While there are more bytes,
+    /// servers are allowed to send more of the oldest answer of each connection only, and no further
+    /// calls are sent. What servers were allowed to send before may still come: up to 2 MiB for each
+    /// call in flight.
+    pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
+        self.max_buffered_bytes = bytes;
         self
     }
 
@@ -246,11 +309,27 @@ impl Builder {
         Ok(Some(credentials))
     }
 
+    fn check_minimum(&self) -> Result<(), Status> {
+        let (min, max) = (self.min_connections, self.max_connections.get());
+        match min > max {
+            true => Err(local(
+                Code::InvalidArgument,
+                format!("min_connections {min}: it is more than max_connections, which is {max}"),
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn transport(self) -> Result<Transport, Status> {
         positive("timeout", self.timeout.unwrap_or(TIMEOUT))?;
         positive("connect timeout", self.connect_timeout)?;
         positive("keepalive interval", self.keepalive.0)?;
         positive("keepalive timeout", self.keepalive.1)?;
+        positive(
+            "maximum connection age",
+            self.max_connection_age.unwrap_or(IDLE),
+        )?;
+        self.check_minimum()?;
         let user_agent = user_agent(self.user_agent)?;
         let (uri, authority) = self.endpoint.into_parts()?;
         let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTPS);
@@ -273,13 +352,19 @@ impl Builder {
         let connector = Connector {
             uri,
             authority,
-            dial: dial.unwrap_or_else(|| Dial::tcp(self.connect_timeout)),
+            dial: dial.unwrap_or_else(Dial::tcp),
             #[cfg(feature = "_tls")]
             tls,
             timeout: self.connect_timeout,
         };
         let limits = Limits {
-            connections: self.max_connections.get(),
+            min_connections: self.min_connections,
+            max_connections: self.max_connections.get(),
+            max_connection_age: self.max_connection_age,
+            // No server allows a million. It keeps sums within bounds.
+            streams_per_connection: self.streams_per_connection.get().min(1_000_000),
+            max_queued_calls: self.max_queued_calls.get(),
+            max_buffered_bytes: self.max_buffered_bytes,
             keepalive: self.keepalive.0,
             keepalive_timeout: self.keepalive.1,
             idle: IDLE,

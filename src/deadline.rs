@@ -1,4 +1,4 @@
-//! When a call must have ended, and how `grpc-timeout` says so.
+//! Deadlines, and the header `grpc-timeout`.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use crate::{status::local, task::runtime};
+use crate::status::local;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -24,15 +24,39 @@ const UNITS: [(char, u64); 6] = [
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>.
 const DIGITS: usize = 8;
 
-/// The instant at which a call's time is up.
-///
-/// # Errors
-///
-/// `FAILED_PRECONDITION` outside a tokio runtime: nothing could wake the call.
-pub(crate) fn deadline(timeout: Duration) -> Result<Option<Instant>, Status> {
-    runtime("a call with a timeout")?;
-    // A time so far off that no clock reaches it is no limit.
-    Ok(Instant::now().checked_add(timeout))
+/// When a call must have ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// Returns the deadline of a call that begins now; `None` if no clock reaches it.
+    pub(crate) fn after(timeout: Duration) -> Option<Self> {
+        let at = Instant::now().checked_add(timeout)?;
+        Some(Self { at, timeout })
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        self.at
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Returns whether the deadline has passed for whoever set it. `grpc-timeout` is rounded, so
+    /// that the caller's own clock may be up to 1 % ahead of this one.
+    pub(crate) fn has_passed_for_caller(&self, now: Instant) -> bool {
+        now + self.timeout / 64 + Duration::from_millis(1) >= self.at
+    }
+
+    /// Returns the status of a call that did not end in time.
+    pub(crate) fn exceeded(&self, doing: &str) -> Status {
+        let message = format!("no response within {:?}: {doing}", self.timeout);
+        local(Code::DeadlineExceeded, message)
+    }
 }
 
 /// Reads the timeout that a caller has put into the headers.
@@ -70,7 +94,7 @@ fn parse(value: &str) -> Option<Duration> {
     )
 }
 
-/// Tells the server how much time is left.
+/// Sets `grpc-timeout` to the time that is left.
 pub(crate) fn tell(headers: &mut HeaderMap, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
     set(headers, rounded_up(left));

@@ -5,10 +5,9 @@
 //! connection for bytes that nobody reads, from the calls beside it.
 
 use std::{
-    future::poll_fn,
     mem,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    pin::{Pin, pin},
+    panic::resume_unwind,
+    pin::Pin,
     task::{Context, Poll},
 };
 
@@ -92,21 +91,6 @@ pub(crate) fn runtime(what: &str) -> Result<Handle, Status> {
     })
 }
 
-/// Makes a timer, which this needs.
-///
-/// # Errors
-///
-/// `FAILED_PRECONDITION`: the runtime has none.
-pub(crate) fn timers<T>(what: &str, timer: impl FnOnce() -> T) -> Result<T, Status> {
-    // tokio has no way to ask.
-    catch_unwind(AssertUnwindSafe(timer)).map_err(|_| {
-        local(
-            Code::FailedPrecondition,
-            format!("{what} needs a tokio runtime with timers: build it with enable_all()"),
-        )
-    })
-}
-
 /// The status of a call whose task did not come to its end. A panic goes on here.
 pub(crate) fn not_run(error: JoinError) -> Status {
     let error = match error.try_into_panic() {
@@ -119,16 +103,4 @@ pub(crate) fn not_run(error: JoinError) -> Status {
         Origin::Client,
         error,
     )
-}
-
-/// Runs foreign code; `None` if it panics. What the panic says may be anybody's secret.
-pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
-        },
-    )
-    .await
 }

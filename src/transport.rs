@@ -1,68 +1,85 @@
-//! The default stack's tower service: unary calls over a few connections to one server.
+//! The default stack's tower service: calls over a few connections to one server.
 
 mod body;
-mod connect;
+mod call;
 mod connection;
+mod connector;
+mod counted_io;
 mod dial;
-mod driver;
-mod lease;
-mod members;
-mod opening;
+mod exchange;
+mod keepalive;
+mod link;
 mod pool;
 mod queue;
-mod traffic;
-mod watch;
 
 use std::{
-    fmt,
-    future::Future,
-    mem,
-    pin::Pin,
+    fmt, mem,
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Uri, Version,
+    HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
     uri::{Authority, Scheme},
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
 use tonic::{Code, Status, body::Body, codegen::BoxFuture};
 use tower::Service;
 
 pub use self::body::ResponseBody;
-pub(crate) use self::connect::Connector;
 #[cfg(feature = "_tls")]
-pub(crate) use self::connect::Tls;
-use self::{body::collect, lease::Lease, pool::Pool, queue::Turn};
+pub(crate) use self::connector::Tls;
+use self::{
+    body::collect,
+    call::{Call, QUEUED},
+    connection::{open_first, open_if_needed},
+    pool::Pool,
+};
 pub(crate) use self::{
+    call::{CredentialsExpired, Unary},
+    connector::Connector,
     dial::{Dial, is_localhost},
     pool::Limits,
 };
 use crate::{
-    auth::AuthInterceptor,
-    deadline,
-    status::{Origin, caused},
+    deadline::{Deadline, timeout_in},
+    status::{Origin, local, mark},
+    task::runtime,
 };
 
-/// The stack that [`OperationsClient::builder`](crate::OperationsClient) makes: it carries unary
-/// gRPC calls to one server. Clones are cheap and share the connections.
+/// The stack that [`OperationsClient::builder`](crate::OperationsClient) makes: it carries gRPC calls
+/// to one server. Clones are cheap and share the connections.
 ///
-/// A call takes a stream of the oldest connection that has one left under the limit which the
-/// server announced. Where none has, another connection is opened; where there are as many as may
-/// be, calls wait their turn. A call that the server certainly did not process is sent again at
-/// once, at most twice.
+/// Each connection is driven by a task. Calls wait in one queue until a connection takes them; the
+/// task then writes the request, reads the response, and sends it to the caller. A caller that is not
+/// polled, or that is dropped, holds up nobody else. A call goes to the least loaded of as many
+/// connections as the load needs. If all their streams are in use, more connections are opened, up to
+/// the maximum.
 ///
-/// There is no deadline here: a future that is dropped, and so a timeout around it, resets the
-/// stream, or gives up the place in the queue.
+/// **Deadlines.** The header `grpc-timeout` of a request is its deadline, for every generated client
+/// over this stack. The server is sent the time that is left when the request is written. A call
+/// without a deadline is queued for at most 60 s, and then ends with `UNAVAILABLE`.
 ///
-/// A connection is opened and driven by a task on the tokio runtime of the call that waited for it
-/// first. Calls on other runtimes may use it for as long as that runtime runs: one that stands still
-/// between calls, as a current-thread runtime does outside of `block_on`, is best with a client of
-/// its own.
+/// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). `poll_ready` is pending
+/// while the queue is full, and reserves nothing; a call that comes all the same ends with
+/// `RESOURCE_EXHAUSTED` at once. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
+/// the wait for readiness. Calls are taken in the order of their arrival. Once one has waited for a
+/// quarter of its timeout, or for a second, the newest is taken first until the queue has been empty:
+/// otherwise every call would be sent just before it expires. Of ten calls one is left to those
+/// without a deadline, or with a timeout of 30 s and more.
+///
+/// **Retries.** A call that the server certainly did not process is sent again at once: any number of
+/// times if nothing of it was written, and once if the server refused it.
+///
+/// **Runtimes.** The tasks are spawned on the tokio runtime of the first caller, and on that of
+/// another caller after it has ended, or does not run for about a second. The runtime needs I/O and
+/// timers (`enable_all()`).
 ///
 #[doc = include_str!("transport/faults.md")]
 #[derive(Clone)]
@@ -75,38 +92,12 @@ struct Shared {
     user_agent: HeaderValue,
 }
 
-/// The headers of a call that change while it waits: how much time is left, and the credentials.
-/// They come as an extension of its request, too, so that they are made anew for a call that had to
-/// wait for its stream.
-///
-/// The deadline ends nothing here. It tells a call that was late from one that was not wanted any
-/// more: only the former says something about the connection.
-#[derive(Clone, Debug)]
-pub(crate) struct LastHeaders {
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) auth: Option<AuthInterceptor>,
-}
+/// How long a call without a deadline is queued at most.
+const MAX_QUEUED: Duration = Duration::from_secs(60);
 
-impl LastHeaders {
-    /// Makes the headers as they should be now.
-    ///
-    /// # Errors
-    ///
-    /// Why there are no credentials.
-    pub(crate) fn add_to(&self, headers: &mut HeaderMap) -> Result<(), Status> {
-        if let Some(deadline) = self.deadline {
-            deadline::tell(headers, deadline);
-        }
-        self.auth.as_ref().map_or(Ok(()), |auth| auth.sign(headers))
-    }
-}
-
-/// How often a call is sent again that the server certainly did not process, see
-/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
-const RESENDS: usize = 2;
-
-/// How often a call may come too late to a connection, which then takes no more.
-const LATE: usize = 5;
+/// After how long a call first checks whether it is still queued, and then how often.
+const FIRST_CHECK: Duration = Duration::from_millis(100);
+const CHECKS: Duration = Duration::from_millis(500);
 
 impl Transport {
     /// Makes a transport that connects when the first call needs it.
@@ -130,11 +121,12 @@ impl Transport {
     ///
     /// `UNAVAILABLE`: it cannot be opened.
     pub(crate) async fn connect(&self) -> Result<(), Status> {
-        self.0.pool.open_one().await
+        let runtime = runtime("a connection")?;
+        open_first(&self.0.pool, runtime).await
     }
 
-    /// Tells how many calls can be in flight at once, as far as it is known, for as long as there
-    /// is the transport.
+    /// Returns a function that returns how many streams the connections have, for as long as the
+    /// transport exists.
     pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
         let pool = Arc::downgrade(&self.0.pool);
         move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
@@ -155,55 +147,80 @@ impl Service<Request<Body>> for Transport {
     type Error = Status;
     type Future = BoxFuture<Self::Response, Status>;
 
-    /// Always ready: a call waits for its stream within its own future.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
+    /// Ready while the queue of calls is not full. Nothing is reserved.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.0.pool.poll_room(cx).map(Ok)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let shared = self.0.clone();
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let body = collect(body).await?;
-            shared.send(Request::from_parts(head, ()), body).await
-        })
+        Box::pin(async move { shared.send(request).await })
     }
 }
 
 impl Shared {
-    async fn send(
-        &self,
-        mut head: Request<()>,
-        body: Bytes,
-    ) -> Result<Response<ResponseBody>, Status> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
+        let (head, body) = request.into_parts();
+        let mut head = Request::from_parts(head, ());
+        let timeout = timeout_in(head.headers())?;
+        let body = collect(body).await?;
+        let runtime = runtime("a call")?;
+        // HTTP/2 has no use for the others, and they are expensive to clone.
+        let unary = mem::take(head.extensions_mut()).remove::<Unary>();
         self.complete(&mut head);
-        // HTTP/2 has no use for them, and they are dear to clone.
-        let last = mem::take(head.extensions_mut()).remove::<LastHeaders>();
-        let deadline = last.as_ref().and_then(|last| last.deadline);
-        let mut turn = Turn::default();
-        let (mut late, mut resends) = (0, 0);
-        loop {
-            let (mut lease, sender) = self.pool.stream(&mut turn, deadline).await?;
-            if let Some(last) = last.as_ref().filter(|_| turn.has_waited()) {
-                last.add_to(head.headers_mut())?;
-            }
-            lease.begins(deadline);
-            let written = lease.connection().traffic().writes();
-            let answer = match send(lease, sender, head.clone(), body.clone()) {
-                Ok(sent) => answer(sent, written).await,
-                Err(failure) => Err(failure),
-            };
-            match answer {
-                Ok(response) => return Ok(response),
-                Err(Failure::Unopened(_)) if late < LATE => late += 1,
-                Err(Failure::Unprocessed(_)) if resends < RESENDS => resends += 1,
-                Err(
-                    Failure::Unopened(status)
-                    | Failure::Unprocessed(status)
-                    | Failure::Final(status),
-                ) => return Err(status),
-            }
+        let (reply, mut answer) = oneshot::channel();
+        let call = Call {
+            head,
+            body,
+            unary,
+            deadline: timeout.and_then(Deadline::after),
+            queued: Instant::now(),
+            number: 0,
+            refused: false,
+            avoid: None,
+            reply,
+        };
+        let (deadline, queued) = (call.deadline, call.queued);
+        let (number, open) = self.pool.push(call)?;
+        let place = Place {
+            pool: &self.pool,
+            number,
+        };
+        if open {
+            open_if_needed(&self.pool);
         }
+        drop(runtime);
+        let mut is_queued = true;
+        let mut timer = pin!(sleep_until(queued + FIRST_CHECK));
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut answer => break result,
+                () = &mut timer => {}
+            }
+            let now = Instant::now();
+            if let Some(deadline) = deadline.filter(|deadline| deadline.at() <= now) {
+                return Err(deadline.exceeded(match is_queued {
+                    true => QUEUED,
+                    false => "the server has not answered",
+                }));
+            }
+            is_queued = is_queued && self.pool.is_still_queued(number);
+            if is_queued {
+                open_if_needed(&self.pool);
+                if deadline.is_none() && now >= queued + MAX_QUEUED {
+                    return Err(not_taken());
+                }
+            }
+            let check = is_queued.then_some(now + CHECKS);
+            let deadline = deadline.map(|deadline| deadline.at());
+            match check.into_iter().chain(deadline).min() {
+                Some(next) => timer.as_mut().reset(next),
+                None => break answer.await,
+            }
+        };
+        mem::forget(place);
+        result.unwrap_or_else(|_| Err(self.dropped()))
     }
 
     fn complete(&self, head: &mut Request<()>) {
@@ -220,85 +237,31 @@ impl Shared {
             *head.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         }
     }
-}
 
-enum Failure {
-    /// The connection takes no more streams, and is out of the pool now.
-    Unopened(Status),
-    /// The server certainly did not process the call.
-    Unprocessed(Status),
-    Final(Status),
-}
-
-/// A call whose head is sent: the response to come, and how it went to send the body.
-type Sent = (Lease, ResponseFuture, Result<(), h2::Error>);
-
-/// Sends a request and its whole body.
-fn send(
-    lease: Lease,
-    mut sender: SendRequest<Bytes>,
-    head: Request<()>,
-    body: Bytes,
-) -> Result<Sent, Failure> {
-    let error = match sender.send_request(head, false) {
-        Ok((response, mut request)) => {
-            let sent = request.send_data(body, true);
-            return Ok((lease, response, sent));
-        }
-        Err(error) => error,
-    };
-    let mut cx = Context::from_waker(Waker::noop());
-    if let Poll::Ready(Err(_)) = sender.poll_ready(&mut cx) {
-        lease.retire();
-        return Err(Failure::Unopened(lease.failed(error)));
-    }
-    Err(Failure::Final(refused(error)))
-}
-
-/// Waits for the head of the response.
-async fn answer(
-    (mut lease, mut response, sent): Sent,
-    written: usize,
-) -> Result<Response<ResponseBody>, Failure> {
-    let response = match sent {
-        Ok(()) => response.await,
-        Err(error) => {
-            let mut cx = Context::from_waker(Waker::noop());
-            match Pin::new(&mut response).poll(&mut cx) {
-                Poll::Ready(response) => response, // the stream has ended already: why, it tells
-                Poll::Pending => return Err(Failure::Final(refused(error))),
-            }
-        }
-    };
-    match response {
-        Ok(response) => {
-            lease.answered();
-            Ok(response.map(|stream| ResponseBody::new(stream, lease)))
-        }
-        Err(error) => {
-            let unwritten = lease.connection().traffic().writes() == written;
-            let unprocessed = unprocessed(&error) || (unwritten && !error.is_reset());
-            let status = lease.failed(error);
-            Err(match unprocessed {
-                true => Failure::Unprocessed(status),
-                false => Failure::Final(status),
-            })
-        }
+    fn dropped(&self) -> Status {
+        let message = format!(
+            "{}: the tokio runtime that drove the connection has ended",
+            self.authority
+        );
+        mark(Status::unavailable(message), Origin::Transport)
     }
 }
 
-/// Whether the server says itself that it did not process the call: it refused the stream, or it
-/// goes away and the stream is above the last one that it still takes.
-fn unprocessed(error: &h2::Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (refused || error.is_go_away())
+/// A call's place in the queue. Dropping it removes the call, if it is still there.
+struct Place<'a> {
+    pool: &'a Pool,
+    number: u64,
 }
 
-fn refused(error: h2::Error) -> Status {
-    caused(
-        Code::InvalidArgument,
-        format!("the request cannot be sent over HTTP/2: {error}"),
-        Origin::Client,
-        error,
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.pool.remove_call(self.number);
+    }
+}
+
+fn not_taken() -> Status {
+    local(
+        Code::Unavailable,
+        format!("no connection had a free stream within {MAX_QUEUED:?}"),
     )
 }

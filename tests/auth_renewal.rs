@@ -513,22 +513,6 @@ fn outside_a_runtime_the_precondition_is_named() {
 }
 
 #[test]
-fn a_runtime_without_timers_is_named() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    let script = Script::new([Step::For(HOUR)]);
-    let status = runtime
-        .block_on(script.credentials().interceptor())
-        .unwrap_err();
-    assert_eq!(status.code(), Code::FailedPrecondition);
-    assert_eq!(
-        status.message(),
-        "an interceptor that renews its token needs a tokio runtime with timers: build it with enable_all()"
-    );
-}
-
-#[test]
 fn when_the_runtime_has_ended_no_stale_token_is_sent() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let script = Script::new([Step::For(HOUR)]);

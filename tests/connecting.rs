@@ -120,41 +120,6 @@ fn calls_do_not_wait_for_a_runtime_that_has_ended() {
     drop(ended);
 }
 
-#[test]
-fn a_runtime_without_timers_is_named() {
-    let listener =
-        Listener::start(|_, io: TcpStream| async move { Peer::accept(io).await?.serve().await });
-    let mut without = runtime::Builder::new_current_thread();
-    let without = without.enable_io().build().expect("a runtime");
-    let status = without
-        .block_on(builder(&listener).connect())
-        .expect_err("no timers");
-    assert_eq!(status.code(), Code::FailedPrecondition);
-    assert_eq!(
-        status.message(),
-        "a connection needs a tokio runtime with timers: build it with enable_all()"
-    );
-}
-
-#[test]
-fn a_runtime_without_io_is_no_panic() {
-    let listener =
-        Listener::start(|_, io: TcpStream| async move { Peer::accept(io).await?.serve().await });
-    let mut without = runtime::Builder::new_current_thread();
-    let without = without.enable_time().build().expect("a runtime");
-    let client = builder(&listener).connect_lazy().expect("a client");
-    let connecting = without.block_on(builder(&listener).connect()).map(drop);
-    let calling = without.block_on(client.cancel_operation(NAME));
-    for end in [connecting, calling] {
-        let status = end.expect_err("no I/O");
-        assert_eq!(status.code(), Code::Unavailable);
-        assert!(
-            status.message().contains("the connector panicked"),
-            "{status:?}"
-        );
-    }
-}
-
 /// A connector that panics at first.
 #[derive(Clone)]
 struct Panics(Arc<AtomicBool>, SocketAddr);

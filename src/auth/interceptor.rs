@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::{Code, Request, Status, service::Interceptor};
 
@@ -136,25 +136,28 @@ impl AuthInterceptor {
         })
     }
 
-    /// Adds the headers of the token that is published.
+    /// Adds the headers of the current token. Returns when it expires, if that is known.
     ///
     /// # Errors
     ///
-    /// Why there is none.
-    pub(crate) fn sign(&self, to: &mut HeaderMap) -> Result<(), Status> {
+    /// Why there is no token.
+    pub(crate) fn sign(&self, to: &mut HeaderMap) -> Result<Option<Instant>, Status> {
+        let mut expires = None;
         // The quota project of this one call, if it has its own, is the caller's choice.
         let quota_project = to.get(QUOTA_PROJECT).cloned();
         match &self.headers {
             Headers::Fixed(headers) => insert(to, headers),
             Headers::Renewed(renewed) => {
                 renewed.ended()?;
-                insert(to, renewed.published.borrow().headers()?);
+                let published = renewed.published.borrow();
+                insert(to, published.headers()?);
+                expires = published.valid_until();
             }
         }
         if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
             to.insert(QUOTA_PROJECT, project);
         }
-        Ok(())
+        Ok(expires)
     }
 
     /// Waits for the first token as long as set-up may take.

@@ -13,7 +13,8 @@ use std::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
 };
 use tonic::Status;
 
@@ -23,11 +24,7 @@ use super::{
     failure::{classified, panicked, unavailable},
     token::{CallCredentials, Lease, Look, Token},
 };
-use crate::{
-    backoff::Backoff,
-    task::{caught, runtime, timers},
-    trace,
-};
+use crate::{backoff::Backoff, task::runtime, trace};
 
 /// How long one fetch may take: less than the 10 s for which `interceptor()` waits, so that it can
 /// tell what was wrong.
@@ -55,14 +52,11 @@ const BACKOFF: Backoff = Backoff {
 ///
 /// # Errors
 ///
-/// `FAILED_PRECONDITION` outside a tokio runtime with timers.
+/// `FAILED_PRECONDITION` outside a tokio runtime.
 pub(super) fn start(
     source: Arc<dyn CallCredentials>,
 ) -> Result<(watch::Receiver<Published>, Arc<Notify>), Status> {
     let runtime = runtime("an interceptor that renews its token")?;
-    timers("an interceptor that renews its token", || {
-        drop(sleep(Duration::ZERO));
-    })?;
     let (publisher, published) = watch::channel(Published::default());
     let rejected = Arc::new(Notify::new());
     let owner = Owner {
@@ -121,7 +115,7 @@ impl Owner {
     /// more.
     async fn attempt(&mut self) -> Option<Result<Token, Status>> {
         let source = Arc::clone(&self.source);
-        let mut attempt = pin!(attempt(&*source));
+        let mut attempt = pin!(attempt(source));
         loop {
             tokio::select! {
                 biased;
@@ -269,12 +263,13 @@ impl Owner {
 }
 
 /// Fetches once, within a time limit, whatever the source does.
-async fn attempt(source: &dyn CallCredentials) -> Result<Token, Status> {
-    // Called within the guard, too: the method may panic before it returns its future.
-    let fetch = caught(async { source.token().await });
-    let token = match timeout(ATTEMPT, fetch).await {
-        Ok(Some(outcome)) => outcome.map_err(classified)?,
-        Ok(None) => return Err(panicked()),
+async fn attempt(source: Arc<dyn CallCredentials>) -> Result<Token, Status> {
+    // A task: if the source panics, only that ends. It is aborted when the set is dropped.
+    let mut fetch = JoinSet::new();
+    fetch.spawn(trace::in_span(async move { source.token().await }));
+    let token = match timeout(ATTEMPT, fetch.join_next()).await {
+        Ok(Some(Ok(outcome))) => outcome.map_err(classified)?,
+        Ok(_) => return Err(panicked()),
         Err(_) => {
             return Err(unavailable(format!(
                 "no token within {ATTEMPT:?}: the source does not answer"

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderValue, header::AUTHORIZATION};
 use tokio::{
     task::yield_now,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tonic::{Code, Request, Status};
 
@@ -14,8 +14,8 @@ use crate::{
     auth::AuthInterceptor,
     deadline,
     status::{Origin, StatusExt as _, caused, local},
-    task::timers,
-    transport::LastHeaders,
+    task::runtime,
+    transport::CredentialsExpired,
 };
 
 /// How long a call without a deadline waits for its first token.
@@ -26,29 +26,28 @@ impl<S: Stack> OperationsClient<S> {
         let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata().as_ref())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
-        let deadline = timeout.map(deadline::deadline).transpose()?.flatten();
+        // A deadline so far off that no clock reaches it is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let call = Call::new(request, routing);
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            if self.auth_of(&call).is_some() || self.settings.retry.is_some() {
-                timers("a call with credentials or retries", || {
-                    drop(sleep(Duration::ZERO));
-                })?;
-            }
             return self.attempts(&call, None).await;
         };
+        runtime("a call with a timeout")?;
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
-        let time_is_up = timers("a call with a timeout", || sleep_until(deadline))?;
         let result = tokio::select! {
             biased;
             result = self.attempts(&call, Some(deadline)) => result,
-            () = time_is_up => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
+            () = sleep_until(deadline) => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
         };
         match result {
-            // A server that times itself may say CANCELLED of its own accord, and so may a
-            // reset that crosses the deadline. The time is up all the same.
-            Err(status) if status.code() == Code::Cancelled && Instant::now() >= deadline => {
+            // A server that watches the deadline itself may answer CANCELLED, and so may a reset
+            // that crosses the deadline. A stack that watches it may be first, too.
+            Err(status)
+                if (status.code() == Code::Cancelled || is_own_deadline(&status))
+                    && Instant::now() >= deadline =>
+            {
                 let (code, message) = (Code::DeadlineExceeded, late::<R>(timeout));
                 Err(caused(code, message, Origin::Client, status))
             }
@@ -110,16 +109,18 @@ impl<S: Stack> OperationsClient<S> {
         deadline: Option<Instant>,
     ) -> Result<R::Answer, Status> {
         let auth = self.auth_of(call);
-        if let Some(auth) = auth {
-            token(auth, deadline).await?;
-        }
-        let last = LastHeaders {
-            deadline,
-            auth: auth.cloned(),
-        };
         let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
-        let stack = self.stack.clone();
-        let result = call.attempt(before, stack, last, limit).await;
+        let result = loop {
+            if let Some(auth) = auth {
+                token(auth, deadline).await?;
+            }
+            let stack = self.stack.clone();
+            match call.attempt(before, stack, deadline, auth, limit).await {
+                // It was not sent, and gets the next token.
+                Err(status) if auth.is_some() && CredentialsExpired::caused(&status) => {}
+                result => break result,
+            }
+        };
         if let Some(auth) = auth
             && let Err(status) = &result
             && status.code() == Code::Unauthenticated
@@ -154,6 +155,10 @@ async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), 
             .last_failure()
             .unwrap_or_else(|| local(Code::Unavailable, message)))
     })
+}
+
+fn is_own_deadline(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded && status.origin() == Some(Origin::Client)
 }
 
 fn late<R: Rpc>(timeout: Duration) -> String {

@@ -13,6 +13,7 @@ use http::{
 };
 use http_body_util::Full;
 use prost::Message as _;
+use tokio::time::Instant;
 use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
@@ -20,7 +21,7 @@ use super::{
     header::{self, API_CLIENT, REQUEST_PARAMS},
     rpc::Rpc,
 };
-use crate::{status::classify, transport::LastHeaders};
+use crate::{auth::AuthInterceptor, deadline, status::classify, transport::Unary};
 
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
@@ -67,22 +68,33 @@ impl<R: Rpc> Call<R> {
 
     /// Sends the request, and reads the answer to its end.
     ///
-    /// Its last headers are added when the stack is ready: they say what is so by then.
+    /// `grpc-timeout` and the credentials are added once the stack is ready.
     pub(crate) async fn attempt<S: Stack>(
         &self,
         before: u32,
         mut stack: S,
-        last: LastHeaders,
+        deadline: Option<Instant>,
+        auth: Option<&AuthInterceptor>,
         limit: usize,
     ) -> Result<R::Answer, Status> {
         poll_fn(|cx| stack.poll_ready(cx))
             .await
             .map_err(|error| classify(error.into()))?;
         let mut headers = self.headers_of_attempt(before);
-        last.add_to(&mut headers)?;
+        if let Some(deadline) = deadline {
+            deadline::tell(&mut headers, deadline);
+        }
+        let credentials_expire = match auth {
+            Some(auth) => auth.sign(&mut headers)?,
+            None => None,
+        };
         header::bounded_in_all(&headers)?;
+        let unary = Unary {
+            limit,
+            credentials_expire,
+        };
         let response = stack
-            .call(self.framed(headers, last))
+            .call(self.framed(headers, unary))
             .await
             .map_err(|error| classify(error.into()))?;
         let message = answer::message(response, limit).await?;
@@ -108,11 +120,11 @@ impl<R: Rpc> Call<R> {
         headers
     }
 
-    fn framed(&self, mut headers: HeaderMap, last: LastHeaders) -> http::Request<Body> {
+    fn framed(&self, mut headers: HeaderMap, unary: Unary) -> http::Request<Body> {
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         let mut extensions = self.extensions.clone();
-        extensions.insert(last);
+        extensions.insert(unary);
         // As the generated stub does, for layers of the stack.
         extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
         let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));

@@ -13,11 +13,7 @@ use super::{
     failure::{cannot_wait, has_untyped_response, is_transient, may_be_wait_alone, time_is_up},
     look::{Look, Seen},
 };
-use crate::{
-    client::Stack,
-    operation::Operation,
-    task::{Task, runtime, timers},
-};
+use crate::{client::Stack, operation::Operation, task::Task};
 
 impl<S: Stack + Sync> Poller<S> {
     /// The next state of the operation; once it is done, that one again.
@@ -59,10 +55,9 @@ impl<S: Stack + Sync> Poller<S> {
             pause.saturating_sub(now.saturating_duration_since(since))
         });
         if !rest.is_zero() {
-            runtime("a call")?;
-            let pause = timers("a poller", || sleep(rest.min(left)))?;
-            return Task::spawn(async {
-                pause.await;
+            let pause = rest.min(left);
+            return Task::spawn(async move {
+                sleep(pause).await;
                 None
             });
         }

@@ -1,16 +1,20 @@
-//! The bodies of a call: the request's in one piece, the response's as it comes.
+//! Request and response bodies.
 
 use std::{
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
+use http::HeaderMap;
 use http_body::{Body as _, Frame};
-use tonic::{Status, body::Body};
+use tokio::{sync::oneshot, time::Instant};
+use tonic::{Code, Status, body::Body};
 
-use super::lease::Lease;
+use super::link::{Buffered, Link};
+use crate::status::local;
 
 /// The body of a response.
 ///
@@ -18,28 +22,62 @@ use super::lease::Lease;
 /// used by layers such as [`InterceptedService`](tonic::service::interceptor::InterceptedService)
 /// that create responses themselves.
 #[derive(Debug, Default)]
-pub struct ResponseBody {
-    /// `None` in an empty body.
-    stream: Option<RecvStream>,
+pub struct ResponseBody(Kind);
+
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Empty,
+    /// A response that the connection's task has read to its end.
+    Whole {
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+        /// Releases the data's share of the budget once it is taken.
+        buffered: Option<Buffered>,
+    },
+    Streaming(Streaming),
+}
+
+/// A response whose reader takes the data from HTTP/2 itself, and so paces the server.
+#[derive(Debug)]
+struct Streaming {
+    stream: RecvStream,
     data_ended: bool,
-    /// `None` once the body has ended: the stream is free for another call.
-    lease: Option<Lease>,
+    link: Arc<Link>,
+    deadline: Option<Instant>,
+    /// Reports to the connection's task that the stream has ended. Dropping it resets the stream.
+    ended: Option<oneshot::Sender<()>>,
 }
 
 impl ResponseBody {
-    pub(crate) fn new(stream: RecvStream, lease: Lease) -> Self {
-        Self {
-            stream: Some(stream),
-            data_ended: false,
-            lease: Some(lease),
-        }
+    pub(crate) fn whole(
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+        buffered: Option<Buffered>,
+    ) -> Self {
+        Self(Kind::Whole {
+            data,
+            trailers,
+            buffered,
+        })
     }
 
-    fn failed(&mut self, error: h2::Error) -> Status {
-        match self.lease.take() {
-            Some(lease) => lease.failed(error),
-            None => crate::status::classify(error.into()),
-        }
+    /// Makes a body that is read from the stream. The receiver learns of its end: `Ok` if it was
+    /// read to its end or has failed, and an error if it was dropped before.
+    pub(crate) fn streaming(
+        stream: RecvStream,
+        link: Arc<Link>,
+        deadline: Option<Instant>,
+    ) -> (Self, oneshot::Receiver<()>) {
+        let (ended, receiver) = oneshot::channel();
+        let streaming = Streaming {
+            stream,
+            data_ended: false,
+            link,
+            deadline,
+            ended: Some(ended),
+        };
+        (Self(Kind::Streaming(streaming)), receiver)
     }
 }
 
@@ -48,58 +86,85 @@ impl http_body::Body for ResponseBody {
     type Error = Status;
 
     fn poll_frame(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        let Some(stream) = &mut this.stream else {
-            return Poll::Ready(None);
-        };
-        if !this.data_ended {
-            if let Some(data) = ready!(stream.poll_data(cx)) {
-                let data = data.and_then(|data| {
-                    stream.flow_control().release_capacity(data.len())?;
-                    Ok(data)
-                });
-                if let Some(lease) = &mut this.lease {
-                    lease.progressed();
-                }
-                return Poll::Ready(Some(data.map(Frame::data).map_err(|e| this.failed(e))));
+        match &mut self.0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Whole { data, buffered, .. } if !data.is_empty() => {
+                *buffered = None;
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))))
             }
-            this.data_ended = true;
+            Kind::Whole { trailers, .. } => {
+                Poll::Ready(trailers.take().map(Frame::trailers).map(Ok))
+            }
+            Kind::Streaming(streaming) => streaming.poll_frame(cx),
         }
-        let trailers = ready!(stream.poll_trailers(cx)).map_err(|error| this.failed(error));
-        if let Some(lease) = this.lease.take() {
-            lease.completed();
-        }
-        Poll::Ready(trailers.map(|end| end.map(Frame::trailers)).transpose())
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Whole { data, trailers, .. } => data.is_empty() && trailers.is_none(),
+            Kind::Streaming(streaming) => streaming.stream.is_end_stream(),
+        }
     }
 }
 
-/// Takes in the body of a request, which is one frame for a unary call.
+impl Streaming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if !self.data_ended {
+            if let Some(data) = ready!(self.stream.poll_data(cx)) {
+                let data = data.and_then(|data| {
+                    let window = self.stream.flow_control();
+                    window.release_capacity(data.len())?;
+                    Ok(data)
+                });
+                return Poll::Ready(Some(data.map(Frame::data).map_err(|e| self.failed(e))));
+            }
+            self.data_ended = true;
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.failed(error));
+        self.end();
+        Poll::Ready(trailers.map(|end| end.map(Frame::trailers)).transpose())
+    }
+
+    fn failed(&mut self, error: h2::Error) -> Status {
+        self.end();
+        match self.deadline.filter(|at| Instant::now() >= *at) {
+            Some(_) => local(
+                Code::DeadlineExceeded,
+                "the deadline passed while the response was read",
+            ),
+            None => self.link.failed(error),
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.send(());
+        }
+    }
+}
+
+/// Collects the body of a request, which is a single frame for a unary call.
 pub(crate) async fn collect(body: Body) -> Result<Bytes, Status> {
     let mut body = pin!(body);
     let mut data = Bytes::new();
-    let mut more = BytesMut::new();
+    let mut joined = BytesMut::new();
     while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let Ok(frame) = frame?.into_data() else {
-            continue; // trailers, which a request does not have in gRPC
+            continue; // trailers, which a gRPC request does not have
         };
-        if data.is_empty() && more.is_empty() {
+        if data.is_empty() && joined.is_empty() {
             data = frame;
         } else {
-            if more.is_empty() {
-                more.extend_from_slice(&std::mem::take(&mut data));
-            }
-            more.extend_from_slice(&frame);
+            joined.extend_from_slice(&std::mem::take(&mut data));
+            joined.extend_from_slice(&frame);
         }
     }
-    Ok(match more.is_empty() {
+    Ok(match joined.is_empty() {
         true => data,
-        false => more.freeze(),
+        false => joined.freeze(),
     })
 }

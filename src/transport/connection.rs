@@ -1,230 +1,663 @@
-//! What is known of a connection.
+//! The task of a connection: it takes calls from the pool, and drives HTTP/2.
 
 use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    sync::{Arc, OnceLock, Weak, atomic::Ordering},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use http::uri::Authority;
-use tokio::{sync::Notify, time::Instant};
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, Stream as _};
+use h2::{Reason, client::SendRequest};
+use tokio::{
+    runtime,
+    task::unconstrained,
+    time::{Instant, Sleep, sleep_until},
+};
 use tonic::{Code, Status};
 
-use super::traffic::Traffic;
-use crate::status::{Origin, caused, classify};
+use super::{
+    call::Call,
+    connector::{Http2, Opened, WINDOW},
+    exchange::{Abandoned, End, Exchange, FailedCall, Unsent},
+    keepalive::{Keepalive, Verdict},
+    link::Link,
+    pool::{Attempt, Handle, Load, Pool},
+};
+use crate::{
+    status::{Origin, caused, mark},
+    trace,
+};
 
-/// What the calls on a connection share with the pool, and with the task that drives it.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    authority: Authority,
-    traffic: Arc<Traffic>,
-    opened: Instant,
-    /// How many streams the server allows.
-    limit: AtomicUsize,
-    /// Calls that hold a stream. Changes under the pool's lock only.
-    calls: AtomicUsize,
-    /// Calls that ever held one.
-    uses: AtomicUsize,
-    answered: AtomicBool,
-    /// Whether a call has failed on it.
-    disappointed: AtomicBool,
-    /// The traffic's reads when it became suspect: it is suspect while they stay that many.
-    suspect: AtomicUsize,
-    suspected: Notify,
-    /// When it was pinged since it answered a call last: in milliseconds after it was opened, or 0.
-    pinged: AtomicU64,
-    /// Whether the peer is to be asked for a sign of life otherwise than by a ping.
-    probe: AtomicBool,
-    /// Whether the pool has let go of it.
-    retired: AtomicBool,
-    end: OnceLock<End>,
+/// Opens the connections that the pool needs.
+pub(crate) fn open_if_needed(pool: &Arc<Pool>) {
+    // Bounded: a runtime that has ended drops the task at once, and then another is needed.
+    for _ in 0..=pool.limits.max_connections {
+        let Some(attempt) = pool.next_attempt() else {
+            return;
+        };
+        let runtime = attempt.runtime.clone();
+        runtime.spawn(open(Opening {
+            pool: Arc::downgrade(pool),
+            attempt: Some(attempt),
+        }));
+    }
 }
 
-/// How a connection ended, where the error of a call does not tell.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum End {
-    /// It closed, and h2 gave each of its calls the reason.
-    Closed,
-    /// The peer gave no sign of life for so long, although it was asked for one.
-    Unanswered(Duration),
-    /// Its task was dropped.
-    Abandoned,
-}
-
-const ABANDONED: &str = "the tokio runtime that drove the connection has ended";
-
-const NOT_SUSPECT: usize = usize::MAX;
-
-/// How many streams of a connection are used where the server allows more, or any number.
+/// Opens a connection on the caller's runtime, whether or not a call needs it.
 ///
-/// With one task a connection it is no gain to have more on it. And h2 gives up a connection with
-/// too many small DATA frames that are not read yet: with the window of 5 MiB, more than 10,000.
-const STREAMS: usize = 1_000;
+/// # Errors
+///
+/// `UNAVAILABLE`: it cannot be opened.
+pub(crate) async fn open_first(pool: &Arc<Pool>, runtime: runtime::Handle) -> Result<(), Status> {
+    let opened = pool.connector.connect().await?;
+    let attempt = pool.attempt_now(runtime);
+    if let Some(connection) = Connection::new(opened, pool, &attempt.handle) {
+        tokio::spawn(connection);
+    }
+    open_if_needed(pool); // the minimum may be more than one
+    Ok(())
+}
 
-/// The least time between pings without an answer to a call between them: strict servers close
-/// the connection on more, see [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
-const STRICT: Duration = Duration::from_secs(300);
+async fn open(mut opening: Opening) {
+    let Some(attempt) = &opening.attempt else {
+        return;
+    };
+    let handle = attempt.handle.clone();
+    let begins = attempt.begins;
+    let weak = opening.pool.clone();
+    let connect = async move {
+        if begins > Instant::now() {
+            sleep_until(begins).await;
+        }
+        let pool = weak.upgrade()?;
+        // The pool is not kept alive by its own attempts.
+        let connector = pool.connector.clone();
+        drop(pool);
+        Some(connector.connect().await)
+    };
+    let mut connect = std::pin::pin!(connect);
+    let opened = poll_fn(|cx| {
+        handle.waker.register(cx.waker());
+        match opening.pool.strong_count() {
+            0 => Poll::Ready(None),
+            _ => connect.as_mut().poll(cx),
+        }
+    })
+    .await;
+    let (Some(opened), Some(pool)) = (opened, opening.pool.upgrade()) else {
+        opening.attempt = None;
+        return;
+    };
+    opening.attempt = None;
+    let connection = match opened {
+        Ok(opened) => Connection::new(opened, &pool, &handle),
+        Err(failure) => {
+            pool.not_opened(&handle, &failure);
+            None
+        }
+    };
+    // There may be need of more, and how many streams each has is known now.
+    open_if_needed(&pool);
+    drop((opening, pool));
+    if let Some(connection) = connection {
+        connection.await;
+    }
+}
+
+/// An attempt to open a connection. Dropped before its end, it reports that to the pool.
+struct Opening {
+    pool: Weak<Pool>,
+    attempt: Option<Attempt>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let (Some(attempt), Some(pool)) = (self.attempt.take(), self.pool.upgrade()) else {
+            return;
+        };
+        if !std::thread::panicking() {
+            return pool.opening_dropped(&attempt.handle);
+        }
+        let message = format!(
+            "cannot connect to {}: the connector panicked",
+            pool.connector.authority()
+        );
+        let failure = mark(Status::unavailable(message), Origin::Transport);
+        pool.not_opened(&attempt.handle, &failure);
+    }
+}
+
+/// A connection, as the future that drives it. It resolves when the connection has ended.
+///
+/// It owns all that belongs to the connection: HTTP/2, the streams and their exchanges, keepalive.
+/// Nothing else opens, reads or resets a stream, but for the reader of a streamed response.
+struct Connection {
+    pool: Weak<Pool>,
+    handle: Arc<Handle>,
+    link: Arc<Link>,
+    /// `None` once the connection has ended.
+    http2: Option<Http2>,
+    /// `None` once no more calls are taken: HTTP/2 closes after the last stream.
+    sender: Option<SendRequest<Bytes>>,
+    exchanges: FuturesUnordered<Exchange>,
+    abandoned: FuturesUnordered<Abandoned>,
+    /// How many probes were sent: frames that the peer has to acknowledge.
+    probes: u64,
+    /// The server has accepted the streams that were abandoned before this many probes.
+    accepted: u64,
+    /// When abandoned streams are reset next.
+    reset_at: Option<Instant>,
+    keepalive: Keepalive,
+    /// What the pool knows.
+    reported: Load,
+    /// Calls that failed in a row.
+    failures: u32,
+    answered: bool,
+    /// Whether calls wait for this connection.
+    queued: bool,
+    streams: usize,
+    idle: Duration,
+    idle_since: Instant,
+    retire_at: Option<Instant>,
+    /// When the last exchange ended after no more calls were taken.
+    closing_since: Option<Instant>,
+    /// The earliest deadline of an exchange, or an earlier instant.
+    deadline: Option<Instant>,
+    /// When the budget for answers is looked at again.
+    over_budget: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    batch: Vec<Call>,
+}
+
+/// How many calls are given to HTTP/2 before it writes them.
+const BATCH: usize = 64;
+
+/// How often abandoned streams are reset.
+const RESET_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long a connection that is not needed may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often the budget for answers is looked at while it is exceeded.
+const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Connection {
-    pub(crate) fn new(authority: Authority, traffic: Arc<Traffic>, limit: usize) -> Self {
-        Self {
-            authority,
-            traffic,
-            opened: Instant::now(),
-            limit: limit.min(STREAMS).into(),
-            calls: 0.into(),
-            uses: 0.into(),
-            answered: false.into(),
-            disappointed: false.into(),
-            suspect: NOT_SUSPECT.into(),
-            suspected: Notify::new(),
-            pinged: 0.into(),
-            probe: false.into(),
-            retired: false.into(),
-            end: OnceLock::new(),
-        }
+    fn new(opened: Opened, pool: &Arc<Pool>, handle: &Arc<Handle>) -> Option<Self> {
+        let Opened {
+            sender,
+            mut http2,
+            counters,
+        } = opened;
+        let limits = &pool.limits;
+        let limit = http2.max_concurrent_send_streams();
+        let limit = limit.min(limits.streams_per_connection);
+        let patience = pool.opened(handle, limit)?;
+        let now = Instant::now();
+        let interval = limits.keepalive.saturating_mul(patience);
+        let age = limits.max_connection_age.map(|age| {
+            // Connections that were opened together are not closed together.
+            age.mul_f64(0.9 + 0.2 * fastrand::f64())
+        });
+        Some(Self {
+            pool: Arc::downgrade(pool),
+            handle: handle.clone(),
+            keepalive: Keepalive::new(
+                http2.ping_pong(),
+                interval,
+                limits.keepalive_timeout,
+                counters.reads(),
+                now,
+            ),
+            link: Arc::new(Link {
+                authority: pool.connector.authority().clone(),
+                counters,
+                budget: pool.budget.clone(),
+                unanswered: OnceLock::new(),
+            }),
+            http2: Some(http2),
+            sender: Some(sender),
+            exchanges: FuturesUnordered::new(),
+            abandoned: FuturesUnordered::new(),
+            probes: 0,
+            accepted: 0,
+            reset_at: None,
+            reported: Load::default(),
+            failures: 0,
+            answered: false,
+            queued: false,
+            streams: limits.streams_per_connection,
+            idle: limits.idle,
+            idle_since: now,
+            retire_at: age.and_then(|age| now.checked_add(age)),
+            closing_since: None,
+            deadline: None,
+            over_budget: None,
+            timer: Box::pin(sleep_until(now)),
+            batch: Vec::new(),
+        })
     }
 
-    pub(crate) fn traffic(&self) -> &Traffic {
-        &self.traffic
-    }
-
-    pub(crate) fn opened(&self) -> Instant {
-        self.opened
-    }
-
-    pub(crate) fn limit(&self) -> usize {
-        self.limit.load(Ordering::Relaxed)
-    }
-
-    /// Notes how many streams the server allows; returns whether that is news.
-    pub(crate) fn allow(&self, limit: usize) -> bool {
-        let limit = limit.min(STREAMS);
-        self.limit.swap(limit, Ordering::Relaxed) != limit
-    }
-
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn uses(&self) -> usize {
-        self.uses.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_stream(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        self.uses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn return_stream(&self) {
-        self.calls.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Notes that a call has failed.
-    pub(crate) fn disappointed(&self) {
-        self.disappointed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether calls have failed on it, or will now that it goes, and it has answered none.
-    pub(crate) fn was_useless(&self) -> bool {
-        let fails = self.disappointed.load(Ordering::Relaxed) || self.calls() > 0;
-        fails && !self.has_answered()
-    }
-
-    /// Notes that a call was answered; returns whether it was the first one.
-    pub(crate) fn answered(&self) -> bool {
-        if self.pinged.load(Ordering::Relaxed) != 0 {
-            self.pinged.store(0, Ordering::Relaxed);
-        }
-        !self.has_answered() && !self.answered.swap(true, Ordering::Relaxed)
-    }
-
-    pub(crate) fn has_answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect.load(Ordering::Relaxed) == self.traffic.reads()
-    }
-
-    /// Suspects the connection: nothing has come on it since its reads were so many, although a
-    /// call waited for an answer until its deadline.
-    pub(crate) fn suspect(&self, reads: usize) {
-        if self.traffic.reads() == reads && !self.is_suspect() {
-            self.suspect.store(reads, Ordering::Relaxed);
-            self.suspected.notify_one();
-        }
-    }
-
-    /// Returns when it has become suspect: the peer is to be asked, once.
-    pub(crate) async fn suspected(&self) {
-        self.suspected.notified().await;
-    }
-
-    /// Notes that it is pinged.
-    pub(crate) fn pinged(&self) {
-        self.note_ping(self.pinged.load(Ordering::Relaxed));
-    }
-
-    /// Has the peer asked for a sign of life that is no answer to a ping.
-    pub(crate) fn probe(&self) {
-        self.probe.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the peer is to be asked so, now.
-    pub(crate) fn takes_probe(&self) -> bool {
-        self.probe.load(Ordering::Relaxed) && self.probe.swap(false, Ordering::Relaxed)
-    }
-
-    /// Notes that the pool has let go of it.
-    pub(crate) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
-    }
-
-    /// Notes how it ended. The first word counts.
-    pub(crate) fn end(&self, end: End) {
-        let _ = self.end.set(end);
-    }
-
-    /// Whether a strict server would take a ping. If so, the caller is to send it.
-    pub(crate) fn may_ping(&self) -> bool {
-        let pinged = self.pinged.load(Ordering::Relaxed);
-        let next = Duration::from_millis(pinged) + STRICT;
-        let early = pinged != 0 && self.opened.elapsed() < next;
-        !early && self.note_ping(pinged)
-    }
-
-    /// Notes a ping, unless another was noted since.
-    fn note_ping(&self, last: u64) -> bool {
-        let now = self.opened.elapsed().as_millis().try_into();
-        let now = now.unwrap_or(u64::MAX).max(1);
-        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-        let noted = self.pinged.compare_exchange(last, now, success, failure);
-        noted.is_ok()
-    }
-
-    /// The status of a call that failed on this connection.
-    pub(crate) fn failed(&self, error: h2::Error) -> Status {
-        let why = match self.end.get() {
-            Some(End::Unanswered(patience)) => {
-                format!(
-                    "the connection is dead: no sign of life within {patience:?}, although asked for one"
-                )
-            }
-            Some(End::Abandoned) => ABANDONED.to_owned(),
-            Some(End::Closed) | None => {
-                let found = classify(error.into());
-                let message = format!("{}: {}", self.authority, found.message());
-                return caused(found.code(), message, Origin::Transport, found);
-            }
+    fn load(&self) -> Load {
+        let http2 = self.http2.as_ref();
+        let limit = http2.map_or(0, |http2| http2.max_concurrent_send_streams());
+        let limit = limit.min(self.streams);
+        let abandoned = self.abandoned.len();
+        let streams = self.exchanges.len() + abandoned;
+        let blocked = self.link.counters.is_write_blocked() || self.link.budget.is_exceeded();
+        let room = match blocked || self.sender.is_none() {
+            true => 0,
+            false => limit.saturating_sub(streams),
         };
-        let message = format!("{}: {why}", self.authority);
-        caused(Code::Unavailable, message, Origin::Transport, error)
+        Load {
+            limit,
+            streams,
+            abandoned,
+            room,
+            suspect: self.keepalive.is_suspect(),
+            failures: self.failures,
+            answered: self.answered,
+        }
     }
+
+    /// Takes no more calls. Those on the connection may end.
+    fn retire(&mut self) {
+        if self.sender.take().is_some() {
+            self.closing_since = None;
+            if let Some(pool) = self.pool.upgrade() {
+                pool.remove(&self.handle, self.load());
+                open_if_needed(&pool);
+            }
+        }
+    }
+
+    /// Heeds a server that had too many pings. It says so in words; the code alone may be for
+    /// something else.
+    fn heed_complaint(&self, error: &h2::Error) {
+        let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+        let complaint = calm && error.to_string().contains("too_many_pings");
+        if let Some(pool) = self.pool.upgrade().filter(|_| complaint) {
+            pool.ping_less();
+        }
+    }
+
+    /// Whether the connection takes more calls: the server may be closing it.
+    fn is_open(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let sender = self.sender.as_mut();
+        sender.is_some_and(|sender| !matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_))))
+    }
+
+    fn poll_exchanges(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut progressed = false;
+        for _ in 0..BATCH {
+            let Poll::Ready(Some(end)) = Pin::new(&mut self.exchanges).poll_next(cx) else {
+                break;
+            };
+            progressed = true;
+            self.exchange_ended(end, now);
+        }
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(cx) {
+            progressed = true;
+        }
+        if progressed && self.exchanges.is_empty() {
+            self.idle_since = now;
+        }
+        progressed
+    }
+
+    fn exchange_ended(&mut self, end: End, now: Instant) {
+        match end {
+            End::Answered { failed } => {
+                self.keepalive.answered();
+                if failed {
+                    self.failures = self.failures.saturating_add(1);
+                } else {
+                    self.failures = 0;
+                    self.answered = true;
+                }
+            }
+            End::Failed(failed) => self.call_failed(*failed),
+            End::Abandoned(mut abandoned) => {
+                let reads = self.link.counters.reads();
+                if abandoned.late && abandoned.reads == reads {
+                    self.suspect(now);
+                }
+                abandoned.probe = self.probes;
+                self.reset_at = self.reset_at.or(Some(now));
+                self.abandoned.push(abandoned);
+            }
+        }
+    }
+
+    fn call_failed(&mut self, failed: FailedCall) {
+        let FailedCall {
+            mut call,
+            error,
+            unprocessed,
+            unwritten,
+        } = failed;
+        self.failures = self.failures.saturating_add(1);
+        // A call that the server refused is sent again once, one that was not sent at all any number
+        // of times, see
+        // [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#transparent-retries).
+        let again = unwritten || (unprocessed && !call.refused);
+        match self.pool.upgrade().filter(|_| again) {
+            Some(pool) => {
+                call.refused |= !unwritten;
+                call.avoid = Some(self.handle.id);
+                pool.put_back(call);
+                open_if_needed(&pool);
+            }
+            None => call.reply(Err(self.link.failed(error))),
+        }
+    }
+
+    fn suspect(&mut self, now: Instant) {
+        if self.keepalive.suspect(now) == Verdict::Probe {
+            self.probe();
+        }
+    }
+
+    /// Sends a frame that the peer has to acknowledge: settings that change nothing. Strict servers
+    /// do not count it. Returns whether the one before was acknowledged.
+    fn probe(&mut self) -> bool {
+        let http2 = self.http2.as_mut();
+        let acknowledged = http2.is_some_and(|h| h.set_initial_window_size(WINDOW).is_ok());
+        self.probes += u64::from(acknowledged);
+        acknowledged
+    }
+
+    /// Resets the abandoned streams that the server has accepted.
+    ///
+    /// It has read a request once it has acknowledged a probe that was sent later. Even then the
+    /// request may wait to be accepted, so that the stream is reset one interval later.
+    fn reset_abandoned(&mut self, now: Instant) {
+        self.reset_at = match self.abandoned.is_empty() {
+            true => None,
+            false => now.checked_add(RESET_INTERVAL),
+        };
+        let probes = self.probes;
+        if self.abandoned.is_empty() || self.link.counters.is_write_blocked() || !self.probe() {
+            return;
+        }
+        for abandoned in self.abandoned.iter_mut() {
+            if abandoned.probe < self.accepted && !abandoned.reset {
+                abandoned.reset();
+            }
+        }
+        self.accepted = probes;
+    }
+
+    /// Takes calls from the pool, and gives them to HTTP/2. Returns whether there were any.
+    fn take_calls(&mut self, pool: &Arc<Pool>, now: Instant) -> bool {
+        let load = self.load();
+        let called = self.handle.called.swap(false, Ordering::AcqRel);
+        if (!called && load == self.reported) || self.sender.is_none() {
+            return false;
+        }
+        let mut batch = mem::take(&mut self.batch);
+        let taken = pool.take(self.handle.id, load, BATCH, now, &mut batch);
+        self.answered = false;
+        self.queued = taken.queued > 0;
+        self.reported = Load {
+            streams: load.streams + batch.len(),
+            room: load.room - batch.len(),
+            answered: false,
+            ..load
+        };
+        if batch.len() == BATCH {
+            self.handle.called.store(true, Ordering::Release); // there may be more
+        }
+        let has_taken = !batch.is_empty();
+        for call in batch.drain(..) {
+            self.start(call, pool, now);
+        }
+        self.batch = batch;
+        if taken.removed {
+            self.sender = None;
+        }
+        if taken.unassigned {
+            pool.assign_all(None);
+            open_if_needed(pool);
+        }
+        if let Some(since) = taken.doubted
+            && !self.keepalive.has_read_since(since)
+        {
+            self.suspect(now);
+        }
+        has_taken
+    }
+
+    fn start(&mut self, call: Call, pool: &Arc<Pool>, now: Instant) {
+        if call.reply.is_closed() {
+            return;
+        }
+        if let Some(status) = call.too_late(now) {
+            return call.reply(Err(status));
+        }
+        let Some(sender) = &mut self.sender else {
+            return pool.put_back(call);
+        };
+        match Exchange::start(call, sender, &self.link, now) {
+            Ok(exchange) => {
+                let deadline = exchange.deadline();
+                self.deadline = earlier(self.deadline, deadline);
+                self.exchanges.push(exchange);
+            }
+            Err(unsent) => match *unsent {
+                Unsent::Closed(call) => {
+                    self.retire();
+                    pool.put_back(call);
+                    open_if_needed(pool);
+                }
+                Unsent::Refused(call, error) => call.reply(Err(refused(error))),
+            },
+        }
+    }
+
+    /// Does what is due at this time. Returns how long the peer did not answer if it is dead.
+    fn on_time(&mut self, now: Instant) -> Result<(), Option<Duration>> {
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+        if is_due(self.deadline) {
+            self.expire(now);
+        }
+        match self.keepalive.check(now) {
+            Verdict::Alive | Verdict::Probe => {}
+            Verdict::Dead(timeout) => return Err(Some(timeout)),
+        }
+        if is_due(self.retire_at) {
+            self.retire_at = None;
+            self.retire();
+        }
+        if is_due(self.reset_at) {
+            self.reset_abandoned(now);
+        }
+        if is_due(self.over_budget) {
+            self.release();
+        }
+        if self.sender.is_none() {
+            let closing_since = self.closing_since.filter(|_| self.exchanges.is_empty());
+            if is_due(closing_since.map(|since| since + CLOSE_TIMEOUT)) {
+                return Err(None);
+            }
+        } else if is_due(self.idle_at()) {
+            self.idle_since = now;
+            if let Some(pool) = self.pool.upgrade()
+                && pool.remove_idle(&self.handle)
+            {
+                self.sender = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn idle_at(&self) -> Option<Instant> {
+        let idle = self.exchanges.is_empty() && self.sender.is_some();
+        idle.then(|| self.idle_since.checked_add(self.idle))
+            .flatten()
+    }
+
+    /// Ends the exchanges whose deadline has passed, although their callers have not gone: they are
+    /// not polled.
+    fn expire(&mut self, now: Instant) {
+        self.deadline = None;
+        let has_passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+        if self.exchanges.iter().any(|e| has_passed(e.deadline())) {
+            for mut exchange in mem::take(&mut self.exchanges) {
+                if has_passed(exchange.deadline())
+                    && let Some(abandoned) = exchange.expire(now)
+                {
+                    self.exchange_ended(End::Abandoned(abandoned), now);
+                } else {
+                    self.exchanges.push(exchange.moved());
+                }
+            }
+        }
+        let deadlines = self.exchanges.iter().map(Exchange::deadline);
+        self.deadline = deadlines.fold(None, earlier);
+    }
+
+    /// Lets servers send more of their answers: of all, or of the oldest while there is no budget for
+    /// more.
+    fn release(&mut self) {
+        self.over_budget = None;
+        if !self.link.budget.is_exceeded() {
+            return self.exchanges.iter_mut().for_each(Exchange::release);
+        }
+        let oldest = self.exchanges.iter_mut().filter(|e| e.number().is_some());
+        if let Some(oldest) = oldest.min_by_key(|exchange| exchange.number()) {
+            oldest.release();
+        }
+    }
+
+    /// Sets the timer to the next instant at which something is due.
+    fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
+        if self.link.budget.is_exceeded() && self.over_budget.is_none() {
+            self.over_budget = now.checked_add(BUDGET_INTERVAL);
+        }
+        if self.sender.is_none() && self.exchanges.is_empty() {
+            self.closing_since = self.closing_since.or(Some(now));
+        }
+        let closes = self.closing_since.map(|since| since + CLOSE_TIMEOUT);
+        let due = [
+            self.deadline,
+            self.keepalive.due(),
+            self.retire_at,
+            self.over_budget,
+            self.reset_at,
+            self.idle_at(),
+            closes.filter(|_| self.exchanges.is_empty()),
+        ];
+        let Some(due) = due.into_iter().fold(None, earlier) else {
+            return Poll::Pending;
+        };
+        // To set it costs more than to let it fire in vain.
+        let armed = self.timer.deadline();
+        if armed > due || armed <= now {
+            self.timer.as_mut().reset(due);
+            return Pin::new(&mut unconstrained(self.timer.as_mut())).poll(cx);
+        }
+        Poll::Pending
+    }
+
+    /// Ends the connection, and with it the calls on it.
+    fn end(&mut self, now: Instant) {
+        trace::disconnected(&self.link.authority);
+        // Before any call learns of it: the next must not come here.
+        let pool = self.pool.upgrade();
+        if let Some(pool) = &pool {
+            pool.remove(&self.handle, self.load());
+        }
+        self.sender = None;
+        self.http2 = None; // which fails its streams
+        let mut cx = Context::from_waker(Waker::noop());
+        for mut exchange in mem::take(&mut self.exchanges) {
+            if let Poll::Ready(end) = Pin::new(&mut exchange).poll(&mut cx) {
+                self.exchange_ended(end, now);
+            }
+        }
+        if let Some(pool) = &pool {
+            open_if_needed(pool);
+        }
+    }
+}
+
+impl Future for Connection {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        /// How often HTTP/2 and the exchanges are polled before other tasks have their turn.
+        const TURNS: usize = 16;
+        let this = &mut *self;
+        this.handle.waker.register(cx.waker());
+        for _ in 0..TURNS {
+            let Some(http2) = &mut this.http2 else {
+                return Poll::Ready(());
+            };
+            let closed = Pin::new(http2).poll(cx);
+            let now = Instant::now();
+            if let Poll::Ready(closed) = closed {
+                if let Err(error) = closed {
+                    this.heed_complaint(&error);
+                }
+                this.end(now);
+                return Poll::Ready(());
+            }
+            let mut progressed = this.poll_exchanges(cx, now);
+            let reads = this.link.counters.reads();
+            this.keepalive.observe(reads, now);
+            if let Err(unanswered) = this.on_time(now) {
+                if let Some(timeout) = unanswered {
+                    let _ = this.link.unanswered.set(timeout);
+                }
+                this.end(now);
+                return Poll::Ready(());
+            }
+            match this.pool.upgrade() {
+                Some(pool) => {
+                    if this.sender.is_some() && !this.is_open() {
+                        this.retire();
+                    }
+                    progressed |= this.take_calls(&pool, now);
+                }
+                None => this.sender = None,
+            }
+            let busy = !this.exchanges.is_empty() || this.queued;
+            this.keepalive.set_busy(busy, now);
+            if !progressed && this.arm(cx, now).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Connection {
+    /// Runs before the fields are dropped, so before any call learns that its connection is gone.
+    fn drop(&mut self) {
+        if self.http2.is_some()
+            && let Some(pool) = self.pool.upgrade()
+        {
+            trace::disconnected(&self.link.authority);
+            pool.dropped(&self.handle, self.load());
+        }
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+fn refused(error: h2::Error) -> Status {
+    caused(
+        Code::InvalidArgument,
+        format!("the request cannot be sent over HTTP/2: {error}"),
+        Origin::Client,
+        error,
+    )
 }

@@ -1,16 +1,20 @@
-//! The byte stream to the server: TCP, or what the user's connector gives.
+//! The byte stream to the server: TCP, or a custom connector.
 
 use std::{
     fmt,
     future::{poll_fn, ready},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
     vec,
 };
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::Uri;
 use hyper::rt::{Read, Write};
 use hyper_util::{
@@ -23,6 +27,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Mutex,
+    time::sleep,
 };
 use tonic::codegen::BoxFuture;
 use tower::{BoxError, Service};
@@ -32,7 +37,7 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// What gives a byte stream to the server.
+/// Connects byte streams to the server.
 #[derive(Clone)]
 pub(crate) struct Dial(Arc<dyn Dialing>);
 
@@ -41,21 +46,13 @@ trait Dialing: Send + Sync {
 }
 
 impl Dial {
-    /// Looks the host up, and tries its addresses.
-    pub(crate) fn tcp(timeout: Duration) -> Self {
-        let mut connector = HttpConnector::new_with_resolver(Resolver(GaiResolver::new()));
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        // Shared evenly by the addresses, so that some of it is left for TLS and HTTP/2.
-        connector.set_connect_timeout(Some(timeout.mul_f32(0.75)));
-        // The kernel finds out by itself about a peer that is gone, without a ping of HTTP/2 that
-        // a strict server would count.
-        connector.set_keepalive(Some(Duration::from_secs(60)));
-        connector.set_keepalive_interval(Some(Duration::from_secs(10)));
-        connector.set_keepalive_retries(Some(3));
-        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-        connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
-        Self(Arc::new(Tcp(connector)))
+    /// Looks the host up for every connection, and connects to its addresses over TCP.
+    pub(crate) fn tcp() -> Self {
+        let tcp = Tcp {
+            resolver: Resolver(GaiResolver::new()),
+            next: AtomicUsize::new(0),
+        };
+        Self(Arc::new(Arc::new(tcp)))
     }
 
     pub(crate) fn custom<C>(connector: C) -> Self
@@ -118,16 +115,116 @@ where
     }
 }
 
-struct Tcp(HttpConnector<Resolver<GaiResolver>>);
+/// Connects over TCP.
+///
+/// Each connection starts at the next of the host's addresses, so that they are spread over all of
+/// them. Attempts are staggered as in [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305#section-5): an
+/// address that is dead or slow costs 250 ms.
+struct Tcp<R> {
+    resolver: R,
+    /// Where the next connection starts.
+    next: AtomicUsize,
+}
 
-impl Dialing for Tcp {
+/// How long one address is tried before the next is tried, too.
+const STAGGER: Duration = Duration::from_millis(250);
+
+impl<R> Tcp<R>
+where
+    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error> + Clone,
+{
+    async fn connect(&self, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+        let addresses = self.resolve(&uri).await?;
+        let mut addresses = self.in_turn(addresses).into_iter();
+        let mut attempts = FuturesUnordered::new();
+        let mut failure = None;
+        loop {
+            match addresses.next() {
+                Some(address) => attempts.push(connect_to(address, uri.clone())),
+                None if attempts.is_empty() => break,
+                None => {}
+            }
+            let more = !addresses.as_slice().is_empty();
+            tokio::select! {
+                Some(attempt) = attempts.next() => match attempt {
+                    Ok(io) => return Ok(io),
+                    Err(error) => failure = Some(error),
+                },
+                () = sleep(STAGGER), if more => {}
+            }
+        }
+        Err(failure.unwrap_or_else(|| "the host has no addresses".into()))
+    }
+
+    async fn resolve(&self, uri: &Uri) -> Result<Vec<SocketAddr>, BoxError> {
+        let host = uri.host().unwrap_or_default();
+        let literal = host.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(ip) = literal.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, 0)]);
+        }
+        let mut resolver = self.resolver.clone();
+        let name = host.parse()?;
+        poll_fn(|cx| resolver.poll_ready(cx)).await?;
+        let found = resolver.call(name).await;
+        let found = found.map_err(|error| format!("dns error: {error}"))?;
+        Ok(found.collect())
+    }
+
+    /// Orders the addresses: the families take turns, that of the first address first, and each
+    /// connection starts one address later.
+    fn in_turn(&self, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let Some(first) = addresses.first() else {
+            return addresses;
+        };
+        let is_v6 = first.is_ipv6();
+        // The resolver may shuffle them. That must not undo the turns.
+        let (mut preferred, mut others): (Vec<_>, Vec<_>) = addresses
+            .into_iter()
+            .partition(|address| address.is_ipv6() == is_v6);
+        preferred.sort_unstable();
+        others.sort_unstable();
+        let count = preferred.len() + others.len();
+        let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
+        let mut in_turn: Vec<_> = std::iter::from_fn(|| Some([preferred.next(), others.next()]))
+            .take(count)
+            .flatten()
+            .flatten()
+            .collect();
+        in_turn.rotate_left(self.next.fetch_add(1, Ordering::Relaxed) % count);
+        in_turn
+    }
+}
+
+/// Connects to one address, with the options of all connections.
+async fn connect_to(address: SocketAddr, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+    let only = tower::service_fn(move |_: Name| ready(io::Result::Ok(std::iter::once(address))));
+    let mut connector = HttpConnector::new_with_resolver(only);
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    // The kernel finds out about a peer that is gone, without a ping of HTTP/2, which a strict server
+    // would count.
+    connector.set_keepalive(Some(Duration::from_secs(60)));
+    connector.set_keepalive_interval(Some(Duration::from_secs(10)));
+    connector.set_keepalive_retries(Some(3));
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    poll_fn(|cx| connector.poll_ready(cx)).await?;
+    let io = connector.call(uri).await?.into_inner();
+    Ok(Box::new(io))
+}
+
+impl<R> Dialing for Arc<Tcp<R>>
+where
+    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    R::Future: Send,
+{
     fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
-        let mut connector = self.0.clone();
-        Box::pin(async move {
-            poll_fn(|cx| connector.poll_ready(cx)).await?;
-            let io = connector.call(uri).await?.into_inner();
-            Ok(Box::new(io) as _)
-        })
+        let tcp = self.clone();
+        Box::pin(async move { tcp.connect(uri).await })
     }
 }
 

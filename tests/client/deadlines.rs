@@ -94,26 +94,6 @@ async fn a_timeout_of_zero_sends_nothing<S: Stack + Sync>(client: Connect<S>) {
     assert_eq!(emulator.accepted_connections(), 0);
 }
 
-#[test]
-fn a_runtime_without_timers_is_told_what_it_lacks() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build();
-    runtime.expect("a runtime").block_on(async {
-        let emulator = emulator().await;
-        let client = over_a_channel(&emulator).with_timeout(Duration::from_secs(5));
-        let status = client.get_operation(NAME).await.expect_err("no timers");
-        assert_eq!(
-            (status.code(), status.origin()),
-            (Code::FailedPrecondition, Some(Origin::Client))
-        );
-        assert_eq!(
-            status.message(),
-            "a call with a timeout needs a tokio runtime with timers: build it with enable_all()"
-        );
-    });
-}
-
 #[tokio::test]
 async fn a_call_that_waited_for_a_stream_tells_what_is_left() {
     let emulator = Emulator::builder().max_concurrent_streams(1).start().await;

@@ -9,7 +9,7 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
-    in_process::{Look, Server},
+    in_process::Server,
     timing::{NAME, operation, running},
     *,
 };
@@ -64,38 +64,4 @@ fn what_a_runtime_took_with_it_is_done_again_in_the_next() {
     answers.store(2, SeqCst);
     let end = runtime().block_on(poller.until_done());
     assert!(end.expect("done").done);
-}
-
-#[test]
-fn without_timers_a_poll_is_refused() {
-    let bare = Builder::new_current_thread().build().expect("a runtime");
-    let server = Server::of_looks(|_| running());
-    let policy = PollPolicy::default().wait(Duration::ZERO);
-    for policy in [
-        policy,
-        PollPolicy::default(),
-        policy.total_timeout(Duration::from_secs(5)),
-    ] {
-        let end = bare.block_on(server.client().poller(NAME).policy(policy).until_done());
-        let status = end.expect_err("no timers");
-        assert_eq!(status.code(), Code::FailedPrecondition);
-        assert_eq!(
-            status.message(),
-            "a call with a timeout needs a tokio runtime with timers: build it with enable_all()"
-        );
-    }
-    assert!(server.calls().is_empty());
-
-    // It may be the pause that lacks them.
-    let mut poller = server.client().poller(NAME).policy(policy);
-    let state = runtime().block_on(poller.next());
-    assert!(!state.expect("a state").expect("it runs").done);
-    let status = bare.block_on(poller.until_done()).expect_err("no timers");
-    assert_eq!(status.code(), Code::FailedPrecondition);
-    assert_eq!(
-        status.message(),
-        "a poller needs a tokio runtime with timers: build it with enable_all()"
-    );
-    assert_eq!(server.calls().len(), 1);
-    assert_eq!(server.calls()[0].look, Look::Get);
 }

@@ -28,6 +28,10 @@ impl Published {
         }
     }
 
+    pub(crate) fn valid_until(&self) -> Option<Instant> {
+        self.current.as_ref()?.valid_until
+    }
+
     pub(crate) fn failure(&self) -> Option<&Status> {
         self.failure.as_ref()
     }

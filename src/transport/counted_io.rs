@@ -1,32 +1,34 @@
-//! Whether anything moves on a connection.
+//! A byte stream that counts its reads and writes.
 
 use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Counts the reads that brought something, and the writes that took something.
+/// The reads and writes of a connection's byte stream.
 ///
-/// The numbers mean nothing by themselves: one that has not changed since it was noted says that
-/// nothing has moved since.
+/// Only differences mean something: a count that has not changed since it was noted says that no
+/// byte has moved since.
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
+pub(crate) struct Counters {
     reads: AtomicUsize,
     writes: AtomicUsize,
-    /// The first bytes that came, for they tell who is there when it is no HTTP/2 server.
+    /// Whether the socket did not accept the last write.
+    blocked: AtomicBool,
+    /// The first bytes of the peer. They identify a server that does not speak HTTP/2.
     greeting: OnceLock<Vec<u8>>,
 }
 
-impl Traffic {
-    /// What the server speaks, as its first bytes show, where that is not HTTP/2.
-    pub(crate) fn foreign(&self) -> Option<&'static str> {
+impl Counters {
+    /// Returns what the server speaks, if its first bytes show that it is not HTTP/2.
+    pub(crate) fn foreign_protocol(&self) -> Option<&'static str> {
         const TLS_ALERT: &[u8] = &[21, 3];
         let greeting = self.greeting.get()?;
         if greeting.starts_with(b"HTTP/1") {
@@ -37,40 +39,47 @@ impl Traffic {
     }
 
     pub(crate) fn reads(&self) -> usize {
-        self.reads.load(Ordering::Acquire)
+        self.reads.load(Ordering::Relaxed)
     }
 
     pub(crate) fn writes(&self) -> usize {
-        self.writes.load(Ordering::Acquire)
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
     }
 }
 
-/// A byte stream whose traffic is counted.
+/// A byte stream with [`Counters`].
 #[derive(Debug)]
-pub(crate) struct Counted<T> {
+pub(crate) struct CountedIo<T> {
     io: T,
-    traffic: Arc<Traffic>,
+    counters: Arc<Counters>,
 }
 
-impl<T> Counted<T> {
-    pub(crate) fn new(io: T) -> (Self, Arc<Traffic>) {
-        let traffic = Arc::<Traffic>::default();
+impl<T> CountedIo<T> {
+    pub(crate) fn new(io: T) -> (Self, Arc<Counters>) {
+        let counters = Arc::<Counters>::default();
         let counted = Self {
             io,
-            traffic: traffic.clone(),
+            counters: counters.clone(),
         };
-        (counted, traffic)
+        (counted, counters)
     }
 
-    fn written(&self, written: io::Result<usize>) -> io::Result<usize> {
-        if !matches!(written, Ok(0) | Err(_)) {
-            self.traffic.writes.fetch_add(1, Ordering::AcqRel);
+    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.counters
+            .blocked
+            .store(written.is_pending(), Ordering::Relaxed);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.counters.writes.fetch_add(1, Ordering::Relaxed);
         }
         written
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for CountedIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -79,22 +88,22 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let new = &buf.filled()[before..];
-        if !new.is_empty() && self.traffic.reads.fetch_add(1, Ordering::AcqRel) == 0 {
+        if !new.is_empty() && self.counters.reads.fetch_add(1, Ordering::Relaxed) == 0 {
             let greeting = new[..new.len().min(8)].to_vec();
-            let _ = self.traffic.greeting.set(greeting);
+            let _ = self.counters.greeting.set(greeting);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for CountedIo<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
-        Poll::Ready(self.written(written))
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.written(written)
     }
 
     fn poll_write_vectored(
@@ -102,8 +111,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
-        Poll::Ready(self.written(written))
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

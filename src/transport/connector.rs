@@ -1,4 +1,4 @@
-//! How a connection is opened: a byte stream, TLS, HTTP/2.
+//! Opens connections: a byte stream, TLS, the HTTP/2 handshake.
 
 use std::{
     fmt,
@@ -18,13 +18,10 @@ use tonic::{Code, Status};
 use tower::BoxError;
 
 use super::{
+    counted_io::{CountedIo, Counters},
     dial::{Dial, Io},
-    traffic::{Counted, Traffic},
 };
-use crate::{
-    status::{Origin, caused, classify},
-    task::caught,
-};
+use crate::status::{Origin, caused, classify};
 
 /// Opens connections to one server.
 pub(crate) struct Connector {
@@ -48,10 +45,10 @@ pub(crate) struct Tls {
 pub(crate) struct Opened {
     pub(crate) sender: SendRequest<Bytes>,
     pub(crate) http2: Http2,
-    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) counters: Arc<Counters>,
 }
 
-pub(crate) type Http2 = client::Connection<Counted<Box<dyn Io>>>;
+pub(crate) type Http2 = client::Connection<CountedIo<Box<dyn Io>>>;
 
 impl Connector {
     pub(crate) fn authority(&self) -> &Authority {
@@ -62,18 +59,13 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// `UNAVAILABLE`: for whatever reason, there is none.
+    /// `UNAVAILABLE`: the connection could not be opened, for whatever reason.
     pub(crate) async fn connect(&self) -> Result<Opened, Status> {
-        let opened = match caught(timeout(self.timeout, self.open_lasting())).await {
-            Some(Ok(opened)) => opened,
-            Some(Err(_)) => {
+        let opened = match timeout(self.timeout, self.open_lasting()).await {
+            Ok(opened) => opened,
+            Err(_) => {
                 let late = format!("not connected within {:?}", self.timeout);
                 Err(io::Error::other(late).into())
-            }
-            None => {
-                let panicked = "the connector panicked (a tokio runtime has I/O only if it is built \
-                                with enable_all())";
-                Err(io::Error::other(panicked).into())
             }
         };
         opened.map_err(|error| {
@@ -103,7 +95,7 @@ impl Connector {
             Some(tls) => tls.secure(io).await.map_err(failed)?,
             None => io,
         };
-        let (io, traffic) = Counted::new(io);
+        let (io, counters) = CountedIo::new(io);
         let (sender, mut http2) = client::Builder::new()
             // No pushes: gRPC has none.
             .enable_push(false)
@@ -143,10 +135,10 @@ impl Connector {
             return Ok(Opened {
                 sender,
                 http2,
-                traffic,
+                counters,
             });
         };
-        Err(match traffic.foreign() {
+        Err(match counters.foreign_protocol() {
             _ if http2.max_concurrent_send_streams() != UNANNOUNCED => Unopened::Again(error),
             Some(foreign) => Unopened::Failed(foreign.into()),
             None => Unopened::Failed(error),

@@ -1,0 +1,91 @@
+//! The state that the calls of one connection share.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::uri::Authority;
+use tonic::{Code, Status};
+
+use super::counted_io::Counters;
+use crate::status::{Origin, caused, classify};
+
+/// What the calls of one connection need to know about it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) authority: Authority,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) budget: Arc<Budget>,
+    /// How long the peer did not answer, if that ended the connection.
+    pub(crate) unanswered: OnceLock<Duration>,
+}
+
+impl Link {
+    /// Returns the status of a call that failed on this connection.
+    pub(crate) fn failed(&self, error: h2::Error) -> Status {
+        let authority = &self.authority;
+        if let Some(timeout) = self.unanswered.get() {
+            let message = format!(
+                "{authority}: the connection is dead: no sign of life within {timeout:?}, although asked for one"
+            );
+            return caused(Code::Unavailable, message, Origin::Transport, error);
+        }
+        let status = classify(error.into());
+        let message = format!("{authority}: {}", status.message());
+        caused(status.code(), message, Origin::Transport, status)
+    }
+}
+
+/// The bytes of answers that are held in memory, for all connections of a pool together.
+///
+/// It counts the answers that are being read and those that were delivered but not taken by their
+/// callers. Small ones are not counted: they would only make all cores compete for the counter.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    /// Answers up to this size are not counted, in bytes.
+    pub(crate) const SMALL: usize = 4 << 10;
+
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            used: AtomicUsize::new(0),
+            max,
+        })
+    }
+
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.max
+    }
+}
+
+/// Bytes that count towards a [`Budget`] until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Buffered {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Buffered {
+    pub(crate) fn new(budget: Arc<Budget>) -> Self {
+        Self { budget, bytes: 0 }
+    }
+
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Buffered {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
