@@ -156,7 +156,9 @@ struct Connection {
     reported: Load,
     /// Calls that failed in a row.
     failures: u32,
+    /// Whether a call was answered since the last report, and at all.
     answered: bool,
+    has_answered: bool,
     /// Whether calls wait for this connection.
     queued: bool,
     streams: usize,
@@ -228,6 +230,7 @@ impl Connection {
             reported: Load::default(),
             failures: 0,
             answered: false,
+            has_answered: false,
             queued: false,
             streams: limits.streams_per_connection,
             idle: limits.idle,
@@ -318,6 +321,11 @@ impl Connection {
                 } else {
                     self.failures = 0;
                     self.answered = true;
+                    if !mem::replace(&mut self.has_answered, true)
+                        && let Some(pool) = self.pool.upgrade()
+                    {
+                        pool.answered();
+                    }
                 }
             }
             End::Failed(failed) => self.call_failed(*failed),

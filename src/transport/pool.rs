@@ -61,8 +61,9 @@ struct State {
     connections: Vec<Member>,
     /// The connections that are being opened.
     opening: Vec<Opening>,
-    /// The connections that failed since one was good.
+    /// How many times in a row connections failed. Those that fail together count once.
     failures: u32,
+    failed_at: Option<Instant>,
     /// When the next connection may be opened.
     open_after: Option<Instant>,
     /// The last failure to open a connection, and when it was.
@@ -195,6 +196,7 @@ impl Pool {
             connections: Vec::new(),
             opening: Vec::new(),
             failures: 0,
+            failed_at: None,
             open_after: None,
             last_failure: None,
             streams: limits.streams_per_connection.min(100),
@@ -366,9 +368,6 @@ impl Pool {
             };
         };
         state.connections[index].report(load, now);
-        if load.answered {
-            state.failures = 0;
-        }
         if state.is_failing(index) {
             let member = state.connections.remove(index);
             state.note_end(&member, now);
@@ -408,6 +407,13 @@ impl Pool {
         taken
     }
 
+    /// Notes that a connection has answered its first call. It may have been removed already.
+    pub(crate) fn answered(&self) {
+        let mut state = self.lock();
+        state.failures = 0;
+        state.open_after = None;
+    }
+
     /// Puts back a call that the server certainly did not process.
     pub(crate) fn put_back(&self, call: Call) {
         let avoid = call.avoid;
@@ -436,9 +442,7 @@ impl Pool {
         trace::connected(self.connector.authority());
         let now = Instant::now();
         let mut state = self.lock();
-        if !state.end_opening(handle) {
-            return None;
-        }
+        state.end_opening(handle)?;
         state.open_after = None;
         state.last_failure = None;
         state.streams = limit.max(1);
@@ -454,11 +458,13 @@ impl Pool {
         trace::not_connected(self.connector.authority(), failure);
         let now = Instant::now();
         let mut state = self.lock();
-        if !state.end_opening(handle) {
+        let Some(begun) = state.end_opening(handle) else {
             return; // it was void
+        };
+        if state.count_failure(begun, now) {
+            let delay = BACKOFF.delay(state.failures - 1, fastrand::f64());
+            state.open_after = Some(now + delay);
         }
-        state.failures = state.failures.saturating_add(1);
-        state.open_after = Some(now + BACKOFF.delay(state.failures - 1, fastrand::f64()));
         state.last_failure = Some((failure.clone(), now));
         let failed = match state.connections.is_empty() && state.opening.is_empty() {
             true => Some(state.queue.take_all()),
@@ -475,7 +481,7 @@ impl Pool {
     /// Notes that the task which opened a connection was dropped with its runtime.
     pub(crate) fn opening_dropped(&self, handle: &Arc<Handle>) {
         let mut state = self.lock();
-        if state.end_opening(handle) {
+        if state.end_opening(handle).is_some() {
             state.home = None;
         }
     }
@@ -660,11 +666,21 @@ impl State {
         }
     }
 
-    fn end_opening(&mut self, handle: &Arc<Handle>) -> bool {
-        let before = self.opening.len();
-        self.opening
-            .retain(|opening| !Arc::ptr_eq(&opening.handle, handle));
-        self.opening.len() < before
+    /// Removes an attempt; returns when it began.
+    fn end_opening(&mut self, handle: &Arc<Handle>) -> Option<Instant> {
+        let mut opening = self.opening.iter();
+        let index = opening.position(|opening| Arc::ptr_eq(&opening.handle, handle))?;
+        Some(self.opening.remove(index).begins)
+    }
+
+    /// Counts the failure of a connection, unless it was opened before the last one failed.
+    fn count_failure(&mut self, opened: Instant, now: Instant) -> bool {
+        let counts = self.failed_at.is_none_or(|failed_at| opened >= failed_at);
+        if counts {
+            self.failures = self.failures.saturating_add(1);
+            self.failed_at = Some(now);
+        }
+        counts
     }
 
     /// Whether calls fail on a connection in a row while they succeed on others.
@@ -683,9 +699,10 @@ impl State {
     /// Counts the end of a connection. After one that never answered, the next has to wait.
     fn note_end(&mut self, member: &Member, now: Instant) {
         if !member.has_answered && (member.load.failures > 0 || member.load.streams > 0) {
-            self.failures = self.failures.saturating_add(1);
             // One may just have come at the end of its server's life.
-            if let Some(before) = self.failures.checked_sub(2) {
+            if self.count_failure(member.opened, now)
+                && let Some(before) = self.failures.checked_sub(2)
+            {
                 let delay = BACKOFF.delay(before, fastrand::f64());
                 self.open_after = Some(member.opened + delay).filter(|after| *after > now);
             }
