@@ -10,23 +10,26 @@ mod exchange;
 mod keepalive;
 mod link;
 mod pool;
-mod queue;
 
 use std::{
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     pin::pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
+    request::Parts,
     uri::{Authority, Scheme},
 };
 use tokio::{
-    sync::oneshot,
+    sync::oneshot::{self, error::RecvError},
     time::{Instant, sleep_until},
 };
 use tonic::{Code, Status, body::Body, codegen::BoxFuture};
@@ -36,7 +39,7 @@ pub use self::body::ResponseBody;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connector::Tls;
 use self::{
-    body::collect,
+    body::Collecting,
     call::{Call, QUEUED},
     connection::{open_first, open_if_needed},
     pool::Pool,
@@ -135,9 +138,11 @@ impl Transport {
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (connections, queued) = self.0.pool.counts();
         f.debug_struct("Transport")
             .field("authority", &self.0.authority)
-            .field("connections", &self.0.pool.connections())
+            .field("connections", &connections)
+            .field("queued", &queued)
             .finish()
     }
 }
@@ -152,75 +157,59 @@ impl Service<Request<Body>> for Transport {
         self.0.pool.poll_room(cx).map(Ok)
     }
 
+    /// Queues the call at once, if its body is there, as that of a unary call is.
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let shared = self.0.clone();
-        Box::pin(async move { shared.send(request).await })
+        let (head, body) = request.into_parts();
+        let mut body = Collecting::new(body);
+        let collected = body.poll(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(collected) = collected {
+            let queued = collected.and_then(|body| shared.queue(head, body));
+            return Box::pin(async move { queued?.answer().await });
+        }
+        Box::pin(async move {
+            let body = poll_fn(|cx| body.poll(cx)).await?;
+            shared.queue(head, body)?.answer().await
+        })
     }
 }
 
 impl Shared {
-    async fn send(&self, request: Request<Body>) -> Result<Response<ResponseBody>, Status> {
-        let (head, body) = request.into_parts();
+    /// Puts a call into the queue.
+    fn queue(self: Arc<Self>, head: Parts, body: Bytes) -> Result<Queued, Status> {
+        let runtime = runtime("a call")?;
         let mut head = Request::from_parts(head, ());
         let timeout = timeout_in(head.headers())?;
-        let body = collect(body).await?;
-        let runtime = runtime("a call")?;
         // HTTP/2 has no use for the others, and they are expensive to clone.
         let unary = mem::take(head.extensions_mut()).remove::<Unary>();
         self.complete(&mut head);
-        let (reply, mut answer) = oneshot::channel();
-        let call = Call {
+        let (reply, answer) = oneshot::channel();
+        let deadline = timeout.and_then(Deadline::after);
+        let since = Instant::now();
+        let (number, open) = self.pool.push(Call {
             head,
             body,
             unary,
-            deadline: timeout.and_then(Deadline::after),
-            queued: Instant::now(),
+            deadline,
+            queued: since,
             number: 0,
             refused: false,
             avoid: None,
             reply,
-        };
-        let (deadline, queued) = (call.deadline, call.queued);
-        let (number, open) = self.pool.push(call)?;
-        let place = Place {
-            pool: &self.pool,
+        })?;
+        let queued = Queued {
+            shared: self,
             number,
+            answer,
+            deadline,
+            since,
+            has_ended: false,
         };
         if open {
-            open_if_needed(&self.pool);
+            open_if_needed(&queued.shared.pool);
         }
         drop(runtime);
-        let mut is_queued = true;
-        let mut timer = pin!(sleep_until(queued + FIRST_CHECK));
-        let result = loop {
-            tokio::select! {
-                biased;
-                result = &mut answer => break result,
-                () = &mut timer => {}
-            }
-            let now = Instant::now();
-            if let Some(deadline) = deadline.filter(|deadline| deadline.at() <= now) {
-                return Err(deadline.exceeded(match is_queued {
-                    true => QUEUED,
-                    false => "the server has not answered",
-                }));
-            }
-            is_queued = is_queued && self.pool.is_still_queued(number);
-            if is_queued {
-                open_if_needed(&self.pool);
-                if deadline.is_none() && now >= queued + MAX_QUEUED {
-                    return Err(not_taken());
-                }
-            }
-            let check = is_queued.then_some(now + CHECKS);
-            let deadline = deadline.map(|deadline| deadline.at());
-            match check.into_iter().chain(deadline).min() {
-                Some(next) => timer.as_mut().reset(next),
-                None => break answer.await,
-            }
-        };
-        mem::forget(place);
-        result.unwrap_or_else(|_| Err(self.dropped()))
+        Ok(queued)
     }
 
     fn complete(&self, head: &mut Request<()>) {
@@ -237,25 +226,77 @@ impl Shared {
             *head.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         }
     }
+}
 
-    fn dropped(&self) -> Status {
-        let message = format!(
-            "{}: the tokio runtime that drove the connection has ended",
-            self.authority
-        );
-        mark(Status::unavailable(message), Origin::Transport)
+/// A call in the queue, or taken from it. Dropping it before its end removes it from the queue, or
+/// resets its stream.
+struct Queued {
+    shared: Arc<Shared>,
+    number: u64,
+    answer: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
+    deadline: Option<Deadline>,
+    since: Instant,
+    has_ended: bool,
+}
+
+impl Queued {
+    /// Waits for the answer, or for the deadline.
+    async fn answer(mut self) -> Result<Response<ResponseBody>, Status> {
+        let mut is_queued = true;
+        let mut timer = pin!(sleep_until(self.since + FIRST_CHECK));
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut self.answer => return self.end(result),
+                () = &mut timer => {}
+            }
+            let now = Instant::now();
+            if let Some(deadline) = self.deadline.filter(|deadline| deadline.at() <= now) {
+                return Err(deadline.exceeded(match is_queued {
+                    true => QUEUED,
+                    false => "the server has not answered",
+                }));
+            }
+            let pool = &self.shared.pool;
+            is_queued = is_queued && pool.is_still_queued(self.number);
+            if is_queued {
+                open_if_needed(pool);
+                if self.deadline.is_none() && now >= self.since + MAX_QUEUED {
+                    return Err(not_taken());
+                }
+            }
+            let check = is_queued.then_some(now + CHECKS);
+            let deadline = self.deadline.map(|deadline| deadline.at());
+            match check.into_iter().chain(deadline).min() {
+                Some(next) => timer.as_mut().reset(next),
+                None => {
+                    let result = (&mut self.answer).await;
+                    return self.end(result);
+                }
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        result: Result<Result<Response<ResponseBody>, Status>, RecvError>,
+    ) -> Result<Response<ResponseBody>, Status> {
+        self.has_ended = true;
+        result.unwrap_or_else(|_| {
+            let message = format!(
+                "{}: the tokio runtime that drove the connection has ended",
+                self.shared.authority
+            );
+            Err(mark(Status::unavailable(message), Origin::Transport))
+        })
     }
 }
 
-/// A call's place in the queue. Dropping it removes the call, if it is still there.
-struct Place<'a> {
-    pool: &'a Pool,
-    number: u64,
-}
-
-impl Drop for Place<'_> {
+impl Drop for Queued {
     fn drop(&mut self) {
-        self.pool.remove_call(self.number);
+        if !self.has_ended {
+            self.shared.pool.remove_call(self.number);
+        }
     }
 }
 

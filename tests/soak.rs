@@ -139,7 +139,7 @@ fn habits() -> Habits {
         latency: Duration::from_millis(fastrand::u64(200..800)),
         age: fastrand::choice([None, None, Some(Duration::from_millis(300))]).flatten(),
         bytes: fastrand::choice([1, 100, 20_000]).unwrap_or(1),
-        failures: 0,
+        ..Habits::default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Request and response bodies.
 
 use std::{
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -147,24 +147,39 @@ impl Streaming {
     }
 }
 
-/// Collects the body of a request, which is a single frame for a unary call.
-pub(crate) async fn collect(body: Body) -> Result<Bytes, Status> {
-    let mut body = pin!(body);
-    let mut data = Bytes::new();
-    let mut joined = BytesMut::new();
-    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        let Ok(frame) = frame?.into_data() else {
-            continue; // trailers, which a gRPC request does not have
-        };
-        if data.is_empty() && joined.is_empty() {
-            data = frame;
-        } else {
-            joined.extend_from_slice(&std::mem::take(&mut data));
-            joined.extend_from_slice(&frame);
+/// The body of a request as it is collected. It is a single frame for a unary call.
+#[derive(Debug)]
+pub(crate) struct Collecting {
+    body: Body,
+    data: Bytes,
+    joined: BytesMut,
+}
+
+impl Collecting {
+    pub(crate) fn new(body: Body) -> Self {
+        Self {
+            body,
+            data: Bytes::new(),
+            joined: BytesMut::new(),
         }
     }
-    Ok(match joined.is_empty() {
-        true => data,
-        false => joined.freeze(),
-    })
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
+        while let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            let Ok(frame) = frame?.into_data() else {
+                continue; // trailers, which a gRPC request does not have
+            };
+            if self.data.is_empty() && self.joined.is_empty() {
+                self.data = frame;
+            } else {
+                let data = std::mem::take(&mut self.data);
+                self.joined.extend_from_slice(&data);
+                self.joined.extend_from_slice(&frame);
+            }
+        }
+        Poll::Ready(Ok(match self.joined.is_empty() {
+            true => std::mem::take(&mut self.data),
+            false => std::mem::take(&mut self.joined).freeze(),
+        }))
+    }
 }

@@ -47,6 +47,13 @@ impl Call {
         let _ = self.reply.send(result);
     }
 
+    /// Ends a call whose deadline has passed.
+    pub(crate) fn reply_too_late(self, now: Instant) {
+        if let Some(status) = self.too_late(now) {
+            self.reply(Err(status));
+        }
+    }
+
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| deadline.at() <= now)
     }

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak, atomic::Ordering},
+    sync::{Arc, OnceLock, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -81,7 +81,7 @@ async fn open(mut opening: Opening) {
     };
     let mut connect = std::pin::pin!(connect);
     let opened = poll_fn(|cx| {
-        handle.waker.register(cx.waker());
+        handle.register(cx);
         match opening.pool.strong_count() {
             0 => Poll::Ready(None),
             _ => connect.as_mut().poll(cx),
@@ -403,12 +403,12 @@ impl Connection {
     /// Takes calls from the pool, and gives them to HTTP/2. Returns whether there were any.
     fn take_calls(&mut self, pool: &Arc<Pool>, now: Instant) -> bool {
         let load = self.load();
-        let called = self.handle.called.swap(false, Ordering::AcqRel);
+        let called = self.handle.take_called();
         if (!called && load == self.reported) || self.sender.is_none() {
             return false;
         }
         let mut batch = mem::take(&mut self.batch);
-        let taken = pool.take(self.handle.id, load, BATCH, now, &mut batch);
+        let taken = pool.take(&self.handle, load, BATCH, now, &mut batch);
         self.answered = false;
         self.queued = taken.queued > 0;
         self.reported = Load {
@@ -418,7 +418,7 @@ impl Connection {
             ..load
         };
         if batch.len() == BATCH {
-            self.handle.called.store(true, Ordering::Release); // there may be more
+            self.handle.call(); // there may be more
         }
         let has_taken = !batch.is_empty();
         for call in batch.drain(..) {
@@ -601,7 +601,7 @@ impl Future for Connection {
         /// How often HTTP/2 and the exchanges are polled before other tasks have their turn.
         const TURNS: usize = 16;
         let this = &mut *self;
-        this.handle.waker.register(cx.waker());
+        this.handle.register(cx);
         for _ in 0..TURNS {
             let Some(http2) = &mut this.http2 else {
                 return Poll::Ready(());

@@ -38,6 +38,9 @@ pub(crate) struct Habits {
     pub(crate) bytes: usize,
     /// How many calls it answers with UNAVAILABLE first.
     pub(crate) failures: usize,
+    /// How many streams may be reset before they are accepted; `None`: as many as h2 allows by
+    /// default, which is 20. Then it closes the connection.
+    pub(crate) early_resets: Option<usize>,
 }
 
 impl Default for Habits {
@@ -48,6 +51,7 @@ impl Default for Habits {
             age: None,
             bytes: 0,
             failures: 0,
+            early_resets: Some(10_000),
         }
     }
 }
@@ -69,6 +73,8 @@ pub(crate) struct Seen {
     pub(crate) most: AtomicUsize,
     /// The heads of all calls.
     pub(crate) heads: Mutex<Vec<http::request::Parts>>,
+    /// When each of them came.
+    pub(crate) arrivals: Mutex<Vec<std::time::Instant>>,
 }
 
 impl Seen {
@@ -173,8 +179,9 @@ async fn connection(
     mut drained: watch::Receiver<u64>,
 ) -> Result<(), h2::Error> {
     let mut builder = server::Builder::new();
-    // Calls that are dropped by the hundred are no attack here.
-    builder.max_pending_accept_reset_streams(10_000);
+    if let Some(resets) = habits.early_resets {
+        builder.max_pending_accept_reset_streams(resets);
+    }
     if let Some(streams) = habits.streams {
         builder.max_concurrent_streams(streams);
     }
@@ -228,6 +235,8 @@ async fn answer(
     let earlier = {
         let mut heads = seen.heads.lock().expect("no panic");
         heads.push(head);
+        let mut arrivals = seen.arrivals.lock().expect("no panic");
+        arrivals.push(std::time::Instant::now());
         heads.len() - 1
     };
     while let Some(data) = body.data().await {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 
 use tokio::time::Instant;
 
-use super::call::Call;
+use crate::transport::call::Call;
 
 /// The calls that wait for a stream, by the number of their arrival.
 ///
