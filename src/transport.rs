@@ -186,7 +186,7 @@ impl Shared {
         let (reply, answer) = oneshot::channel();
         let deadline = timeout.and_then(Deadline::after);
         let since = Instant::now();
-        let (number, open) = self.pool.push(Call {
+        let call = Call {
             head,
             body,
             unary,
@@ -196,19 +196,21 @@ impl Shared {
             refused: false,
             avoid: None,
             reply,
-        })?;
+        };
+        let pushed = self.pool.push(call, runtime.id())?;
         let queued = Queued {
             shared: self,
-            number,
+            number: pushed.number,
             answer,
-            deadline,
+            // The client watches the deadlines of its own calls.
+            deadline: deadline.filter(|_| unary.is_none() || !pushed.is_assigned),
             since,
+            is_assigned: pushed.is_assigned,
             has_ended: false,
         };
-        if open {
+        if pushed.open {
             open_if_needed(&queued.shared.pool);
         }
-        drop(runtime);
         Ok(queued)
     }
 
@@ -236,14 +238,22 @@ struct Queued {
     answer: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
     since: Instant,
+    /// Whether a connection will take it without anybody watching.
+    is_assigned: bool,
     has_ended: bool,
 }
 
 impl Queued {
     /// Waits for the answer, or for the deadline.
     async fn answer(mut self) -> Result<Response<ResponseBody>, Status> {
-        let mut is_queued = true;
-        let mut timer = pin!(sleep_until(self.since + FIRST_CHECK));
+        let mut is_queued = !self.is_assigned;
+        let check = is_queued.then_some(self.since + FIRST_CHECK);
+        let deadline = self.deadline.map(|deadline| deadline.at());
+        let Some(first) = check.into_iter().chain(deadline).min() else {
+            let result = (&mut self.answer).await;
+            return self.end(result);
+        };
+        let mut timer = pin!(sleep_until(first));
         loop {
             tokio::select! {
                 biased;

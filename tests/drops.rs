@@ -5,7 +5,7 @@ mod support;
 
 use std::{
     convert::Infallible,
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     net::{SocketAddr, TcpListener as StdListener},
     num::NonZeroUsize,
     sync::{

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::{Reason, client::SendRequest};
 use tokio::{
@@ -24,7 +23,7 @@ use super::{
     connector::{Http2, Opened, WINDOW},
     exchange::{Abandoned, End, Exchange, FailedCall, Unsent},
     keepalive::{Keepalive, Verdict},
-    link::Link,
+    link::{Link, RequestBody},
     pool::{Attempt, Handle, Load, Pool},
 };
 use crate::{
@@ -142,7 +141,7 @@ struct Connection {
     /// `None` once the connection has ended.
     http2: Option<Http2>,
     /// `None` once no more calls are taken: HTTP/2 closes after the last stream.
-    sender: Option<SendRequest<Bytes>>,
+    sender: Option<SendRequest<RequestBody>>,
     exchanges: FuturesUnordered<Exchange>,
     abandoned: FuturesUnordered<Abandoned>,
     /// How many probes were sent: frames that the peer has to acknowledge.
@@ -218,6 +217,7 @@ impl Connection {
                 authority: pool.connector.authority().clone(),
                 counters,
                 budget: pool.budget.clone(),
+                unsent: 0.into(),
                 unanswered: OnceLock::new(),
             }),
             http2: Some(http2),
@@ -294,22 +294,22 @@ impl Connection {
         sender.is_some_and(|sender| !matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_))))
     }
 
+    /// Polls the exchanges until a batch of them has ended. Returns whether there may be more.
     fn poll_exchanges(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let mut progressed = false;
-        for _ in 0..BATCH {
-            let Poll::Ready(Some(end)) = Pin::new(&mut self.exchanges).poll_next(cx) else {
-                break;
-            };
-            progressed = true;
+        let reads = self.link.counters.reads();
+        self.keepalive.observe(reads, now);
+        let mut ended = 0;
+        while ended < BATCH
+            && let Poll::Ready(Some(end)) = Pin::new(&mut self.exchanges).poll_next(cx)
+        {
+            ended += 1;
             self.exchange_ended(end, now);
         }
-        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(cx) {
-            progressed = true;
-        }
-        if progressed && self.exchanges.is_empty() {
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(cx) {}
+        if ended > 0 && self.exchanges.is_empty() {
             self.idle_since = now;
         }
-        progressed
+        ended == BATCH
     }
 
     fn exchange_ended(&mut self, end: End, now: Instant) {
@@ -401,10 +401,24 @@ impl Connection {
     }
 
     /// Takes calls from the pool, and gives them to HTTP/2. Returns whether there were any.
-    fn take_calls(&mut self, pool: &Arc<Pool>, now: Instant) -> bool {
+    fn take_calls(&mut self, now: Instant) -> bool {
         let load = self.load();
         let called = self.handle.take_called();
-        if (!called && load == self.reported) || self.sender.is_none() {
+        let taken = match self.pool.upgrade() {
+            Some(pool) if called || load != self.reported => self.take_from(&pool, load, now),
+            Some(_) => false,
+            None => {
+                self.sender = None;
+                false
+            }
+        };
+        let busy = !self.exchanges.is_empty() || self.queued;
+        self.keepalive.set_busy(busy, now);
+        taken
+    }
+
+    fn take_from(&mut self, pool: &Arc<Pool>, load: Load, now: Instant) -> bool {
+        if self.sender.is_none() {
             return false;
         }
         let mut batch = mem::take(&mut self.batch);
@@ -602,12 +616,14 @@ impl Future for Connection {
         const TURNS: usize = 16;
         let this = &mut *self;
         this.handle.register(cx);
+        let mut now = Instant::now();
+        this.take_calls(now);
         for _ in 0..TURNS {
             let Some(http2) = &mut this.http2 else {
                 return Poll::Ready(());
             };
             let closed = Pin::new(http2).poll(cx);
-            let now = Instant::now();
+            now = Instant::now();
             if let Poll::Ready(closed) = closed {
                 if let Err(error) = closed {
                     this.heed_complaint(&error);
@@ -615,9 +631,7 @@ impl Future for Connection {
                 this.end(now);
                 return Poll::Ready(());
             }
-            let mut progressed = this.poll_exchanges(cx, now);
-            let reads = this.link.counters.reads();
-            this.keepalive.observe(reads, now);
+            let more = this.poll_exchanges(cx, now);
             if let Err(unanswered) = this.on_time(now) {
                 if let Some(timeout) = unanswered {
                     let _ = this.link.unanswered.set(timeout);
@@ -625,18 +639,12 @@ impl Future for Connection {
                 this.end(now);
                 return Poll::Ready(());
             }
-            match this.pool.upgrade() {
-                Some(pool) => {
-                    if this.sender.is_some() && !this.is_open() {
-                        this.retire();
-                    }
-                    progressed |= this.take_calls(&pool, now);
-                }
-                None => this.sender = None,
+            if this.sender.is_some() && !this.is_open() {
+                this.retire();
             }
-            let busy = !this.exchanges.is_empty() || this.queued;
-            this.keepalive.set_busy(busy, now);
-            if !progressed && this.arm(cx, now).is_pending() {
+            // HTTP/2 wakes this task for whatever else it has to write.
+            let more = this.take_calls(now) || more;
+            if !more && this.arm(cx, now).is_pending() {
                 return Poll::Pending;
             }
         }

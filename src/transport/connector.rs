@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use h2::client::{self, SendRequest};
 use http::{Uri, uri::Authority};
 use tokio::time::timeout;
@@ -20,6 +19,7 @@ use tower::BoxError;
 use super::{
     counted_io::{CountedIo, Counters},
     dial::{Dial, Io},
+    link::RequestBody,
 };
 use crate::status::{Origin, caused, classify};
 
@@ -43,12 +43,12 @@ pub(crate) struct Tls {
 
 /// A connection that is up: the server's SETTINGS have arrived.
 pub(crate) struct Opened {
-    pub(crate) sender: SendRequest<Bytes>,
+    pub(crate) sender: SendRequest<RequestBody>,
     pub(crate) http2: Http2,
     pub(crate) counters: Arc<Counters>,
 }
 
-pub(crate) type Http2 = client::Connection<CountedIo<Box<dyn Io>>>;
+pub(crate) type Http2 = client::Connection<CountedIo<Box<dyn Io>>, RequestBody>;
 
 impl Connector {
     pub(crate) fn authority(&self) -> &Authority {
@@ -120,7 +120,7 @@ impl Connector {
             .max_concurrent_reset_streams(1_000)
             .reset_stream_duration(Duration::from_secs(10))
             .max_local_error_reset_streams(None)
-            .handshake(io)
+            .handshake::<_, RequestBody>(io)
             .await
             .map_err(failed)?;
         let settings = poll_fn(|cx| match Pin::new(&mut http2).poll(cx) {

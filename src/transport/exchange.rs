@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use super::{
     body::ResponseBody,
     call::{Call, Unary},
-    link::{Budget, Buffered, Link},
+    link::{Budget, Buffered, Link, RequestBody},
 };
 use crate::deadline::Deadline;
 
@@ -35,8 +35,6 @@ pub(crate) struct Exchange {
     call: Option<Call>,
     /// `None` once it has resolved.
     stream: Option<Stream>,
-    /// Whether flow control let the whole request go at once.
-    sent_whole: bool,
     /// The socket's writes when the request was given to HTTP/2.
     writes: usize,
     /// The socket's reads when something of this call arrived last.
@@ -51,7 +49,7 @@ pub(crate) struct Exchange {
 
 /// The handles of an HTTP/2 stream.
 struct Stream {
-    request: SendStream<Bytes>,
+    request: SendStream<RequestBody>,
     response: ResponseFuture,
     body: Option<RecvStream>,
 }
@@ -98,7 +96,7 @@ impl Exchange {
     /// Gives a request to HTTP/2.
     pub(crate) fn start(
         mut call: Call,
-        sender: &mut SendRequest<Bytes>,
+        sender: &mut SendRequest<RequestBody>,
         link: &Arc<Link>,
         now: Instant,
     ) -> Result<Self, Box<Unsent>> {
@@ -114,10 +112,9 @@ impl Exchange {
                 }));
             }
         };
-        request.reserve_capacity(call.body.len());
-        let sent_whole = request.capacity() >= call.body.len();
+        let body = RequestBody::new(call.body.clone(), link.clone());
         // An error says that the stream has failed already, which the response will report.
-        let _ = request.send_data(call.body.clone(), true);
+        let _ = request.send_data(body, true);
         Ok(Self {
             link: link.clone(),
             deadline: call.deadline,
@@ -127,7 +124,6 @@ impl Exchange {
                 response,
                 body: None,
             }),
-            sent_whole,
             writes: link.counters.writes(),
             reads: link.counters.reads(),
             watches_caller: false,
@@ -242,9 +238,12 @@ impl Exchange {
 
     /// Frees the stream after the response.
     fn free_stream(&mut self) {
-        // A server may answer before it has read the request. Then the rest of it still waits for
-        // window, and keeps the stream open.
-        if let Some(mut stream) = self.stream.take().filter(|_| !self.sent_whole) {
+        let Some(mut stream) = self.stream.take() else {
+            return;
+        };
+        // A server may answer before it has read the request. Then the rest still waits for window,
+        // and keeps the stream open.
+        if self.link.unsent.load(Ordering::Relaxed) > 0 {
             stream.request.send_reset(Reason::CANCEL);
         }
     }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use http::uri::Authority;
 use tonic::{Code, Status};
 
@@ -20,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) authority: Authority,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,
+    /// Requests that HTTP/2 has not written to their ends.
+    pub(crate) unsent: AtomicUsize,
     /// How long the peer did not answer, if that ended the connection.
     pub(crate) unanswered: OnceLock<Duration>,
 }
@@ -37,6 +40,40 @@ impl Link {
         let status = classify(error.into());
         let message = format!("{authority}: {}", status.message());
         caused(status.code(), message, Origin::Transport, status)
+    }
+}
+
+/// The body of a request, as HTTP/2 holds it until it is written.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    data: Bytes,
+    link: Arc<Link>,
+}
+
+impl RequestBody {
+    pub(crate) fn new(data: Bytes, link: Arc<Link>) -> Self {
+        link.unsent.fetch_add(1, Ordering::Relaxed);
+        Self { data, link }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.link.unsent.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Buf for RequestBody {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
     }
 }
 

@@ -71,6 +71,16 @@ struct State {
     waiting_for_room: Vec<Waker>,
 }
 
+/// A call that was queued.
+#[derive(Debug)]
+pub(crate) struct Pushed {
+    pub(crate) number: u64,
+    /// Whether another connection is to be opened.
+    pub(crate) open: bool,
+    /// Whether a connection will take the call as soon as the caller's runtime lets it run.
+    pub(crate) is_assigned: bool,
+}
+
 /// What a connection learns when it comes to take calls.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
@@ -135,14 +145,13 @@ impl Pool {
         Poll::Pending
     }
 
-    /// Queues a call, and wakes a connection for it. Returns its number, and whether another
-    /// connection is to be opened.
+    /// Queues the call of a caller on this runtime, and wakes a connection for it.
     ///
     /// # Errors
     ///
     /// - `RESOURCE_EXHAUSTED`: the queue is full.
     /// - `UNAVAILABLE`: there is no connection, and the next attempt to open one is not due.
-    pub(crate) fn push(&self, call: Call) -> Result<(u64, bool), Status> {
+    pub(crate) fn push(&self, call: Call, caller: runtime::Id) -> Result<Pushed, Status> {
         let now = call.queued;
         let mut state = self.lock();
         if state.connections.is_empty()
@@ -162,7 +171,9 @@ impl Pool {
             self.full.store(true, Ordering::Release);
         }
         let wake = state.assign(None, now);
-        let open = pushed.is_ok() && state.wants_connection(&self.limits, now).is_some();
+        let open = state.wants_connection(&self.limits, now).is_some();
+        let is_assigned = state.queue.len() <= state.connections.assigned(now)
+            && state.connections.are_all_on(caller);
         drop(state);
         if let Some(handle) = wake {
             handle.wake();
@@ -170,7 +181,11 @@ impl Pool {
         for call in expired {
             call.reply_too_late(now);
         }
-        pushed.map(|number| (number, open))
+        Ok(Pushed {
+            number: pushed?,
+            open,
+            is_assigned,
+        })
     }
 
     /// Removes a call whose caller has gone. It may have been taken already.
@@ -419,19 +434,20 @@ impl State {
         if open + opening < limits.min_connections {
             return Some(earliest);
         }
-        if self.queue.is_empty() || earliest > now {
+        if self.queue.is_empty() {
             return None;
         }
         if open == 0 {
-            return (opening == 0).then_some(now);
+            return (opening == 0).then_some(earliest);
         }
         if self.connections.no_streams_allowed() {
             return None;
         }
         let spare: usize = self.connections.present().map(|c| c.spare()).sum();
         let needed = self.queue.len() > spare + opening * self.streams;
-        // So their number can triple at a time.
-        (needed && opening < 2 * open).then_some(now)
+        // So their number can triple at a time. After a failure there is one attempt at a time.
+        let at_once = if earliest > now { 1 } else { 2 * open };
+        (needed && opening < at_once).then_some(earliest)
     }
 }
 

@@ -9,12 +9,14 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use tokio::time::Instant;
+use tokio::{runtime, time::Instant};
 
 /// Wakes the task of a connection.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) id: u64,
+    /// The runtime that drives it.
+    runtime: runtime::Id,
     waker: AtomicWaker,
     /// Whether the task is to come to the pool.
     called: AtomicBool,
@@ -77,9 +79,10 @@ const LOST: Duration = Duration::from_millis(400);
 const FAILING: u32 = 3;
 
 impl Handle {
-    pub(crate) fn new(id: u64) -> Arc<Self> {
+    pub(crate) fn new(id: u64, runtime: runtime::Id) -> Arc<Self> {
         Arc::new(Self {
             id,
+            runtime,
             waker: AtomicWaker::new(),
             called: AtomicBool::new(true),
         })
@@ -164,6 +167,13 @@ impl Connections {
     pub(crate) fn has_other_than(&self, handle: &Handle) -> bool {
         let mut others = self.present().filter(|other| other.handle.id != handle.id);
         others.any(|other| other.load.limit > 0)
+    }
+
+    /// Whether every connection is driven by this runtime. Then one that stands still keeps no
+    /// caller on it waiting who is not standing still himself.
+    pub(crate) fn are_all_on(&self, runtime: runtime::Id) -> bool {
+        self.iter()
+            .all(|connection| connection.handle.runtime == runtime)
     }
 
     /// Whether a connection other than this one has room for a call.

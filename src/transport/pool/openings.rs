@@ -74,7 +74,7 @@ impl Openings {
     pub(crate) fn begin_on(&mut self, runtime: runtime::Handle, begins: Instant) -> Attempt {
         self.home = Some(runtime.clone());
         let attempt = Attempt {
-            handle: Handle::new(self.next_id),
+            handle: Handle::new(self.next_id, runtime.id()),
             runtime,
             begins,
         };

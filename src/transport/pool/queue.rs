@@ -1,6 +1,6 @@
 //! The queue of calls that wait for a stream.
 
-use std::{collections::BTreeMap, mem, time::Duration};
+use std::{collections::VecDeque, mem, time::Duration};
 
 use tokio::time::Instant;
 
@@ -15,8 +15,11 @@ use crate::transport::call::Call;
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// Calls that were taken and put back. They are taken first.
-    returned: BTreeMap<u64, Call>,
-    waiting: BTreeMap<u64, Call>,
+    returned: Vec<Call>,
+    /// Calls by their numbers. `None` is a call that was removed; the first and the last are calls.
+    waiting: VecDeque<(u64, Option<Call>)>,
+    /// The calls in `waiting`.
+    count: usize,
     /// The number of the next call.
     next: u64,
     congested: bool,
@@ -30,8 +33,9 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn new(bound: usize) -> Self {
         Self {
-            returned: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            returned: Vec::new(),
+            waiting: VecDeque::new(),
+            count: 0,
             next: 0,
             congested: false,
             taken: 0,
@@ -41,7 +45,7 @@ impl Queue {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.returned.len() + self.waiting.len()
+        self.returned.len() + self.count
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -61,24 +65,31 @@ impl Queue {
         let number = self.next;
         self.next += 1;
         call.number = number;
-        self.waiting.insert(number, call);
+        self.waiting.push_back((number, Some(call)));
+        self.count += 1;
         number
     }
 
     /// Puts back a call that was taken and not sent, or not processed.
     pub(crate) fn put_back(&mut self, call: Call) {
-        self.returned.insert(call.number, call);
+        self.returned.push(call);
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
-        self.waiting.contains_key(&number) || self.returned.contains_key(&number)
+        let waits = |index: usize| self.waiting[index].1.is_some();
+        self.position(number).is_some_and(waits)
+            || self.returned.iter().any(|call| call.number == number)
     }
 
     pub(crate) fn remove(&mut self, number: u64) -> Option<Call> {
-        let removed = self.waiting.remove(&number);
-        let removed = removed.or_else(|| self.returned.remove(&number));
-        self.note_emptiness();
-        removed
+        let index = self.position(number);
+        if let Some(call) = index.and_then(|index| self.waiting[index].1.take()) {
+            self.note_removed(1);
+            return Some(call);
+        }
+        let mut returned = self.returned.iter();
+        let index = returned.position(|call| call.number == number)?;
+        Some(self.returned.remove(index))
     }
 
     /// Removes the calls whose deadline has passed, but not more often than every 10 ms. Callers that
@@ -89,54 +100,73 @@ impl Queue {
             return Vec::new();
         }
         self.swept = Some(now);
-        let mut expired = Vec::new();
-        for calls in [&mut self.waiting, &mut self.returned] {
-            let late = calls.iter().filter(|(_, call)| call.has_expired(now));
-            let late: Vec<u64> = late.map(|(number, _)| *number).collect();
-            expired.extend(late.iter().filter_map(|number| calls.remove(number)));
-        }
-        self.note_emptiness();
+        let waiting = self.waiting.iter_mut();
+        let expired = waiting.filter_map(|(_, call)| call.take_if(|call| call.has_expired(now)));
+        let expired: Vec<Call> = expired.collect();
+        self.note_removed(expired.len());
         expired
     }
 
     /// Takes the next call for a connection. With `any`, also one that should avoid it.
     pub(crate) fn pop(&mut self, connection: u64, any: bool, now: Instant) -> Option<Call> {
         let mut returned = self.returned.iter();
-        let next = returned.find(|(_, call)| any || call.avoid != Some(connection));
-        if let Some(number) = next.map(|(number, _)| *number) {
-            return self.returned.remove(&number);
+        if let Some(index) = returned.position(|call| any || call.avoid != Some(connection)) {
+            return Some(self.returned.remove(index));
         }
         self.congested |= self.is_congested(now);
-        let oldest = self.waiting.first_key_value();
-        let has_time = oldest.is_some_and(|(_, call)| has_time(call, now));
+        let oldest = self.oldest();
+        let has_time = oldest.is_some_and(|call| has_time(call, now));
         let oldest = !self.congested || (self.taken >= 9 && has_time);
         self.taken = if oldest { 0 } else { self.taken + 1 };
-        let taken = match oldest {
-            true => self.waiting.pop_first(),
-            false => self.waiting.pop_last(),
+        let (_, call) = match oldest {
+            true => self.waiting.pop_front()?,
+            false => self.waiting.pop_back()?,
         };
-        self.note_emptiness();
-        taken.map(|(_, call)| call)
+        self.note_removed(1);
+        call
     }
 
     /// Removes all calls.
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Call> + use<> {
+        self.count = 0;
         self.congested = false;
-        let calls = [&mut self.returned, &mut self.waiting].map(mem::take);
-        calls.into_iter().flat_map(BTreeMap::into_values)
+        let waiting = mem::take(&mut self.waiting).into_iter();
+        let waiting = waiting.filter_map(|(_, call)| call);
+        mem::take(&mut self.returned).into_iter().chain(waiting)
+    }
+
+    fn position(&self, number: u64) -> Option<usize> {
+        self.waiting
+            .binary_search_by_key(&number, |(number, _)| *number)
+            .ok()
+    }
+
+    fn oldest(&self) -> Option<&Call> {
+        self.waiting.front()?.1.as_ref()
+    }
+
+    /// Restores the invariants after calls were removed from `waiting`.
+    fn note_removed(&mut self, calls: usize) {
+        self.count -= calls;
+        self.congested &= self.count > 0;
+        while self.waiting.front().is_some_and(|(_, call)| call.is_none()) {
+            self.waiting.pop_front();
+        }
+        while self.waiting.back().is_some_and(|(_, call)| call.is_none()) {
+            self.waiting.pop_back();
+        }
+        // In linear time, but only after as many were removed.
+        if self.waiting.len() > 2 * self.count + 16 {
+            self.waiting.retain(|(_, call)| call.is_some());
+        }
     }
 
     /// Whether the oldest call has waited for a second, or for a quarter of its time.
     fn is_congested(&self, now: Instant) -> bool {
-        let oldest = self.waiting.first_key_value();
-        oldest.is_some_and(|(_, call)| {
+        self.oldest().is_some_and(|call| {
             let quarter = call.deadline.map_or(CONGESTED, |d| d.timeout() / 4);
             now.saturating_duration_since(call.queued) >= quarter.min(CONGESTED)
         })
-    }
-
-    fn note_emptiness(&mut self) {
-        self.congested &= !self.waiting.is_empty();
     }
 }
 
