@@ -144,6 +144,8 @@ struct Connection {
     sender: Option<SendRequest<RequestBody>>,
     exchanges: FuturesUnordered<Exchange>,
     abandoned: FuturesUnordered<Abandoned>,
+    /// Whether there is a frame to write of which HTTP/2 does not wake this task.
+    has_frames: bool,
     /// How many probes were sent: frames that the peer has to acknowledge.
     probes: u64,
     /// The server has accepted the streams that were abandoned before this many probes.
@@ -224,6 +226,7 @@ impl Connection {
             sender: Some(sender),
             exchanges: FuturesUnordered::new(),
             abandoned: FuturesUnordered::new(),
+            has_frames: false,
             probes: 0,
             accepted: 0,
             reset_at: None,
@@ -376,6 +379,7 @@ impl Connection {
         let http2 = self.http2.as_mut();
         let acknowledged = http2.is_some_and(|h| h.set_initial_window_size(WINDOW).is_ok());
         self.probes += u64::from(acknowledged);
+        self.has_frames |= acknowledged;
         acknowledged
     }
 
@@ -393,7 +397,7 @@ impl Connection {
             return;
         }
         for abandoned in self.abandoned.iter_mut() {
-            if abandoned.probe < self.accepted && !abandoned.reset {
+            if abandoned.probe < self.accepted {
                 abandoned.reset();
             }
         }
@@ -530,12 +534,10 @@ impl Connection {
         let has_passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         if self.exchanges.iter().any(|e| has_passed(e.deadline())) {
             for mut exchange in mem::take(&mut self.exchanges) {
-                if has_passed(exchange.deadline())
-                    && let Some(abandoned) = exchange.expire(now)
-                {
-                    self.exchange_ended(End::Abandoned(abandoned), now);
-                } else {
+                if !has_passed(exchange.deadline()) {
                     self.exchanges.push(exchange.moved());
+                } else if let Some(abandoned) = exchange.expire(now) {
+                    self.exchange_ended(End::Abandoned(abandoned), now);
                 }
             }
         }
@@ -642,8 +644,7 @@ impl Future for Connection {
             if this.sender.is_some() && !this.is_open() {
                 this.retire();
             }
-            // HTTP/2 wakes this task for whatever else it has to write.
-            let more = this.take_calls(now) || more;
+            let more = this.take_calls(now) | mem::take(&mut this.has_frames) | more;
             if !more && this.arm(cx, now).is_pending() {
                 return Poll::Pending;
             }

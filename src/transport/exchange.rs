@@ -50,7 +50,8 @@ pub(crate) struct Exchange {
 /// The handles of an HTTP/2 stream.
 struct Stream {
     request: SendStream<RequestBody>,
-    response: ResponseFuture,
+    /// `None` once the head of the response has come.
+    response: Option<ResponseFuture>,
     body: Option<RecvStream>,
 }
 
@@ -121,7 +122,7 @@ impl Exchange {
             call: Some(call),
             stream: Some(Stream {
                 request,
-                response,
+                response: Some(response),
                 body: None,
             }),
             writes: link.counters.writes(),
@@ -141,18 +142,10 @@ impl Exchange {
         self.call.as_ref().map(|call| call.number)
     }
 
-    /// Ends a call whose deadline has passed. Returns the stream to reset, if it has to wait for that.
+    /// Ends a call whose deadline has passed. Returns the stream, if it is to be reset later.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Abandoned> {
-        if self.reader.is_some() {
-            // The server has answered: it certainly knows the stream.
-            if let Some(stream) = &mut self.stream {
-                stream.request.send_reset(Reason::CANCEL);
-            }
-            self.deadline = None;
-            return None;
-        }
         let abandoned = self.abandon(now);
-        if let (Some(call), Some(deadline)) = (self.call.take(), self.deadline) {
+        if let (Some(call), Some(deadline)) = (self.call.take(), self.deadline.take()) {
             call.reply(Err(deadline.exceeded("the server has not answered")));
         }
         abandoned
@@ -173,15 +166,20 @@ impl Exchange {
         self
     }
 
+    /// Resets the stream, or returns it, if the server may not have accepted it yet.
     fn abandon(&mut self, now: Instant) -> Option<Abandoned> {
-        let stream = self.stream.take()?;
-        let late = |deadline: Deadline| deadline.has_passed_for_caller(now);
+        let mut stream = self.stream.take()?;
+        let Some(response) = stream.response else {
+            stream.request.send_reset(Reason::CANCEL);
+            return None;
+        };
         Some(Abandoned {
-            stream,
+            request: stream.request,
+            response,
             reads: self.reads,
-            late: self.reader.is_none() && self.deadline.is_some_and(late),
+            late: self.deadline.is_some_and(|d| d.has_passed_for_caller(now)),
             probe: 0,
-            reset: false,
+            is_reset: false,
         })
     }
 
@@ -252,10 +250,11 @@ impl Exchange {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Ok(()));
         };
-        if stream.body.is_some() {
+        let Some(response) = &mut stream.response else {
             return Poll::Ready(Ok(()));
-        }
-        let (head, body) = ready!(Pin::new(&mut stream.response).poll(cx))?.into_parts();
+        };
+        let (head, body) = ready!(Pin::new(response).poll(cx))?.into_parts();
+        stream.response = None;
         let head = Response::from_parts(head, ());
         self.reads = self.link.counters.reads();
         match self.call.as_ref().and_then(|call| call.unary) {
@@ -397,27 +396,30 @@ impl Arriving {
 /// The flag and the length before a gRPC message, in bytes.
 const PREFIX: usize = 5;
 
-/// A stream whose caller has gone. It resolves when the stream is free.
+/// A stream whose caller has gone before the server has answered. It resolves when the stream is
+/// free.
 ///
-/// A server counts streams that are reset before it has seen them, and closes the connection when
+/// A server counts streams that are reset before it has accepted them, and closes the connection when
 /// there are too many, see [CVE-2023-44487](https://nvd.nist.gov/vuln/detail/CVE-2023-44487). So the
 /// stream is reset only after the peer has acknowledged something that was sent after its request.
 pub(crate) struct Abandoned {
-    stream: Stream,
-    /// The socket's reads when something of the call arrived last.
+    request: SendStream<RequestBody>,
+    response: ResponseFuture,
+    /// The socket's reads when the request was given to HTTP/2.
     pub(crate) reads: usize,
     /// Whether the caller went because of its deadline.
     pub(crate) late: bool,
     /// How many probes the connection had sent when the caller went.
     pub(crate) probe: u64,
-    pub(crate) reset: bool,
+    is_reset: bool,
 }
 
 impl Abandoned {
     /// Resets the stream, which frees it.
     pub(crate) fn reset(&mut self) {
-        self.reset = true;
-        self.stream.request.send_reset(Reason::CANCEL);
+        if !std::mem::replace(&mut self.is_reset, true) {
+            self.request.send_reset(Reason::CANCEL);
+        }
     }
 }
 
@@ -426,25 +428,11 @@ impl Future for Abandoned {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if this.reset {
-            return Poll::Ready(());
+        if !this.is_reset {
+            // A reset wakes it, too.
+            let _ = ready!(Pin::new(&mut this.response).poll(cx));
+            this.reset();
         }
-        let body = match &mut this.stream.body {
-            Some(body) => body,
-            None => match ready!(Pin::new(&mut this.stream.response).poll(cx)) {
-                Ok(response) => this.stream.body.insert(response.into_body()),
-                Err(_) => return Poll::Ready(()),
-            },
-        };
-        while let Some(data) = ready!(body.poll_data(cx)) {
-            let Ok(data) = data else {
-                return Poll::Ready(());
-            };
-            let _ = body.flow_control().release_capacity(data.len());
-        }
-        let _ = ready!(body.poll_trailers(cx));
-        // The request may not have been read to its end.
-        this.reset();
         Poll::Ready(())
     }
 }
