@@ -11,13 +11,13 @@ use crate::status::local;
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The units of `grpc-timeout`, in nanoseconds, the finest first.
-const UNITS: [(char, u64); 6] = [
-    ('n', 1),
-    ('u', 1_000),
-    ('m', 1_000_000),
-    ('S', 1_000_000_000),
-    ('M', 60_000_000_000),
-    ('H', 3_600_000_000_000),
+const UNITS: [(u8, u64); 6] = [
+    (b'n', 1),
+    (b'u', 1_000),
+    (b'm', 1_000_000),
+    (b'S', 1_000_000_000),
+    (b'M', 60_000_000_000),
+    (b'H', 3_600_000_000_000),
 ];
 
 /// At most so many digits, see
@@ -32,9 +32,9 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Returns the deadline of a call that begins now; `None` if no clock reaches it.
-    pub(crate) fn after(timeout: Duration) -> Option<Self> {
-        let at = Instant::now().checked_add(timeout)?;
+    /// Returns the deadline of a call that begins at this instant; `None` if no clock reaches it.
+    pub(crate) fn after(timeout: Duration, begin: Instant) -> Option<Self> {
+        let at = begin.checked_add(timeout)?;
         Some(Self { at, timeout })
     }
 
@@ -68,8 +68,7 @@ pub(crate) fn timeout_in(headers: &HeaderMap) -> Result<Option<Duration>, Status
     let Some(value) = headers.get(GRPC_TIMEOUT) else {
         return Ok(None);
     };
-    let parsed = value.to_str().ok().and_then(parse);
-    parsed.map(Some).ok_or_else(|| {
+    parse(value.as_bytes()).map(Some).ok_or_else(|| {
         local(
             Code::InvalidArgument,
             format!(
@@ -79,14 +78,17 @@ pub(crate) fn timeout_in(headers: &HeaderMap) -> Result<Option<Duration>, Status
     })
 }
 
-fn parse(value: &str) -> Option<Duration> {
-    let unit = value.chars().next_back()?;
-    let (_, nanos) = UNITS.into_iter().find(|(letter, _)| *letter == unit)?;
-    let digits = &value[..value.len() - unit.len_utf8()];
-    if digits.len() > DIGITS || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+fn parse(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    let (_, nanos) = UNITS.into_iter().find(|(letter, _)| letter == unit)?;
+    if digits.is_empty() || digits.len() > DIGITS {
         return None;
     }
-    let count: u64 = digits.parse().ok()?;
+    let mut count = 0;
+    for digit in digits {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        count = 10 * count + u64::from(digit);
+    }
     // 8 digits of hours are 3.6e20 nanoseconds, more than a `u64` holds.
     Some(
         Duration::from_secs(nanos / 1_000_000_000 * count)
@@ -114,24 +116,34 @@ fn rounded_up(timeout: Duration) -> Duration {
 
 /// Puts a timeout into the headers. tonic's own setter panics on one of 11,416 years.
 pub(crate) fn set(headers: &mut HeaderMap, timeout: Duration) {
-    if let Ok(value) = HeaderValue::try_from(grpc_timeout(timeout)) {
+    let mut text = [0; DIGITS + 1];
+    if let Ok(value) = HeaderValue::from_bytes(grpc_timeout(timeout, &mut text)) {
         headers.insert(GRPC_TIMEOUT, value);
     }
 }
 
 /// Writes a timeout in the finest unit that holds it.
 ///
-/// Rounded up: the server must not call the time up before the client does.
-fn grpc_timeout(timeout: Duration) -> String {
+/// Rounded up: the server must not end the call before the client does.
+fn grpc_timeout(timeout: Duration, text: &mut [u8; DIGITS + 1]) -> &[u8] {
     const MOST: u64 = 10_u64.pow(DIGITS as u32) - 1;
     // More than 584 years are none to count.
     let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-    let counts = UNITS.map(|(letter, unit)| (letter, nanos.div_ceil(unit)));
-    let fits = counts.into_iter().find(|(_, count)| *count <= MOST);
-    let (letter, count) = fits.unwrap_or(('H', MOST));
-    let mut text = count.to_string();
-    text.push(letter);
-    text
+    let mut counts = UNITS
+        .into_iter()
+        .map(|(letter, unit)| (letter, nanos.div_ceil(unit)));
+    let fits = counts.find(|(_, count)| *count <= MOST);
+    let (letter, mut count) = fits.unwrap_or((b'H', MOST));
+    let mut start = DIGITS;
+    text[start] = letter;
+    loop {
+        start -= 1;
+        text[start] = b'0' + (count % 10) as u8;
+        count /= 10;
+        if count == 0 || start == 0 {
+            return &text[start..];
+        }
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +151,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn text(timeout: Duration) -> String {
+        let text = grpc_timeout(timeout, &mut [0; DIGITS + 1]).to_vec();
+        String::from_utf8(text).expect("ASCII")
+    }
 
     #[test]
     fn a_timeout_is_written_in_the_finest_unit_that_holds_it() {
@@ -152,7 +169,7 @@ mod tests {
             (Duration::MAX, "5124096H"),
         ];
         for (timeout, written) in table {
-            assert_eq!(grpc_timeout(timeout), written);
+            assert_eq!(text(timeout), written);
         }
     }
 
@@ -160,7 +177,7 @@ mod tests {
     fn calls_with_the_same_timeout_tell_the_same() {
         for spent in [1, 1_000, 9_000_000] {
             let left = Duration::from_secs(10) - Duration::from_nanos(spent);
-            assert_eq!(grpc_timeout(rounded_up(left)), "10000000u");
+            assert_eq!(text(rounded_up(left)), "10000000u");
         }
         assert_eq!(rounded_up(Duration::ZERO), Duration::ZERO);
         assert_eq!(rounded_up(Duration::MAX), Duration::MAX);
@@ -192,7 +209,7 @@ mod tests {
         #[test]
         fn a_timeout_read_back_is_never_shorter_and_hardly_longer(nanos in 0..u64::MAX) {
             let timeout = Duration::from_nanos(nanos);
-            let read = parse(&grpc_timeout(timeout)).expect("what is written can be read");
+            let read = parse(text(timeout).as_bytes()).expect("what is written can be read");
             prop_assert!(read >= timeout);
             prop_assert!(read - timeout <= timeout / 1_000_000);
         }
@@ -207,7 +224,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(value: String) {
-            let _ = parse(&value);
+            let _ = parse(value.as_bytes());
         }
     }
 }

@@ -12,12 +12,10 @@ mod link;
 mod pool;
 
 use std::{
-    fmt,
-    future::poll_fn,
-    mem,
-    pin::pin,
+    fmt, mem,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -25,14 +23,13 @@ use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::USER_AGENT,
-    request::Parts,
     uri::{Authority, Scheme},
 };
 use tokio::{
-    sync::oneshot::{self, error::RecvError},
-    time::{Instant, sleep_until},
+    sync::oneshot,
+    time::{Instant, Sleep, sleep_until},
 };
-use tonic::{Code, Status, body::Body, codegen::BoxFuture};
+use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 pub use self::body::ResponseBody;
@@ -150,7 +147,7 @@ impl fmt::Debug for Transport {
 impl Service<Request<Body>> for Transport {
     type Response = Response<ResponseBody>;
     type Error = Status;
-    type Future = BoxFuture<Self::Response, Status>;
+    type Future = ResponseFuture;
 
     /// Ready while the queue of calls is not full. Nothing is reserved.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
@@ -161,31 +158,78 @@ impl Service<Request<Body>> for Transport {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let shared = self.0.clone();
         let (head, body) = request.into_parts();
+        let head = Request::from_parts(head, ());
         let mut body = Collecting::new(body);
         let collected = body.poll(&mut Context::from_waker(Waker::noop()));
-        if let Poll::Ready(collected) = collected {
-            let queued = collected.and_then(|body| shared.queue(head, body));
-            return Box::pin(async move { queued?.answer().await });
-        }
-        Box::pin(async move {
-            let body = poll_fn(|cx| body.poll(cx)).await?;
-            shared.queue(head, body)?.answer().await
+        ResponseFuture(match collected {
+            Poll::Ready(body) => Stage::of(body.and_then(|body| shared.queue(head, body))),
+            Poll::Pending => Stage::Collecting(Box::new((shared, head, body))),
         })
+    }
+}
+
+/// The future of a call: it resolves with the head of the response.
+///
+/// Dropping it removes the call from the queue, or resets its stream.
+#[must_use = "futures do nothing unless they are polled"]
+pub struct ResponseFuture(Stage);
+
+enum Stage {
+    Collecting(Box<(Arc<Shared>, Request<()>, Collecting)>),
+    Queued(Queued),
+    Failed(Option<Status>),
+}
+
+impl Stage {
+    fn of(queued: Result<Queued, Status>) -> Self {
+        match queued {
+            Ok(queued) => Self::Queued(queued),
+            Err(status) => Self::Failed(Some(status)),
+        }
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let stage = &mut self.0;
+        if let Stage::Collecting(collecting) = stage {
+            let (shared, head, body) = &mut **collecting;
+            let body = ready!(body.poll(cx));
+            let (shared, head) = (shared.clone(), mem::take(head));
+            *stage = Stage::of(body.and_then(|body| shared.queue(head, body)));
+        }
+        match stage {
+            Stage::Queued(queued) => queued.poll(cx),
+            Stage::Failed(status) => Poll::Ready(Err(status.take().unwrap_or_else(|| {
+                local(
+                    Code::Internal,
+                    "the future of a call was polled after it was ready",
+                )
+            }))),
+            Stage::Collecting(_) => Poll::Pending,
+        }
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
     }
 }
 
 impl Shared {
     /// Puts a call into the queue.
-    fn queue(self: Arc<Self>, head: Parts, body: Bytes) -> Result<Queued, Status> {
+    fn queue(self: Arc<Self>, mut head: Request<()>, body: Bytes) -> Result<Queued, Status> {
         let runtime = runtime("a call")?;
-        let mut head = Request::from_parts(head, ());
         let timeout = timeout_in(head.headers())?;
         // HTTP/2 has no use for the others, and they are expensive to clone.
         let unary = mem::take(head.extensions_mut()).remove::<Unary>();
         self.complete(&mut head);
         let (reply, answer) = oneshot::channel();
-        let deadline = timeout.and_then(Deadline::after);
         let since = Instant::now();
+        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, since));
         let call = Call {
             head,
             body,
@@ -198,14 +242,23 @@ impl Shared {
             reply,
         };
         let pushed = self.pool.push(call, runtime.id())?;
+        // The client watches the deadlines of its own calls, and nobody has to watch a call that a
+        // connection is about to take.
+        let is_watched = unary.is_none() || !pushed.is_assigned;
+        let first_check = since + FIRST_CHECK;
+        let first_check = match deadline {
+            Some(deadline) if pushed.is_assigned => deadline.at(),
+            Some(deadline) => first_check.min(deadline.at()),
+            None => first_check,
+        };
         let queued = Queued {
             shared: self,
             number: pushed.number,
             answer,
-            // The client watches the deadlines of its own calls.
-            deadline: deadline.filter(|_| unary.is_none() || !pushed.is_assigned),
+            deadline,
             since,
-            is_assigned: pushed.is_assigned,
+            is_queued: !pushed.is_assigned,
+            timer: is_watched.then(|| Box::pin(sleep_until(first_check))),
             has_ended: false,
         };
         if pushed.open {
@@ -228,77 +281,76 @@ impl Shared {
             *head.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         }
     }
+
+    fn dropped(&self) -> Status {
+        let message = format!(
+            "{}: the tokio runtime that drove the connection has ended",
+            self.authority
+        );
+        mark(Status::unavailable(message), Origin::Transport)
+    }
 }
 
-/// A call in the queue, or taken from it. Dropping it before its end removes it from the queue, or
-/// resets its stream.
+/// A call in the queue, or taken from it.
 struct Queued {
     shared: Arc<Shared>,
     number: u64,
     answer: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
     since: Instant,
-    /// Whether a connection will take it without anybody watching.
-    is_assigned: bool,
+    /// Whether no connection is known to have taken it, or to be about to.
+    is_queued: bool,
+    /// `None` where nothing has to be watched.
+    timer: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
 }
 
 impl Queued {
-    /// Waits for the answer, or for the deadline.
-    async fn answer(mut self) -> Result<Response<ResponseBody>, Status> {
-        let mut is_queued = !self.is_assigned;
-        let check = is_queued.then_some(self.since + FIRST_CHECK);
-        let deadline = self.deadline.map(|deadline| deadline.at());
-        let Some(first) = check.into_iter().chain(deadline).min() else {
-            let result = (&mut self.answer).await;
-            return self.end(result);
-        };
-        let mut timer = pin!(sleep_until(first));
-        loop {
-            tokio::select! {
-                biased;
-                result = &mut self.answer => return self.end(result),
-                () = &mut timer => {}
-            }
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBody>, Status>> {
+        if let Poll::Ready(result) = Pin::new(&mut self.answer).poll(cx) {
+            self.has_ended = true;
+            return Poll::Ready(result.unwrap_or_else(|_| Err(self.shared.dropped())));
+        }
+        while let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
             let now = Instant::now();
-            if let Some(deadline) = self.deadline.filter(|deadline| deadline.at() <= now) {
-                return Err(deadline.exceeded(match is_queued {
-                    true => QUEUED,
-                    false => "the server has not answered",
-                }));
+            match self.check(now)? {
+                Some(next) => self.watch(next),
+                None => self.timer = None,
             }
-            let pool = &self.shared.pool;
-            is_queued = is_queued && pool.is_still_queued(self.number);
-            if is_queued {
-                open_if_needed(pool);
-                if self.deadline.is_none() && now >= self.since + MAX_QUEUED {
-                    return Err(not_taken());
-                }
-            }
-            let check = is_queued.then_some(now + CHECKS);
-            let deadline = self.deadline.map(|deadline| deadline.at());
-            match check.into_iter().chain(deadline).min() {
-                Some(next) => timer.as_mut().reset(next),
-                None => {
-                    let result = (&mut self.answer).await;
-                    return self.end(result);
-                }
-            }
+        }
+        Poll::Pending
+    }
+
+    fn watch(&mut self, next: Instant) {
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(next);
         }
     }
 
-    fn end(
-        &mut self,
-        result: Result<Result<Response<ResponseBody>, Status>, RecvError>,
-    ) -> Result<Response<ResponseBody>, Status> {
-        self.has_ended = true;
-        result.unwrap_or_else(|_| {
-            let message = format!(
-                "{}: the tokio runtime that drove the connection has ended",
-                self.shared.authority
-            );
-            Err(mark(Status::unavailable(message), Origin::Transport))
-        })
+    /// Does what is due; returns when to check again.
+    ///
+    /// # Errors
+    ///
+    /// The call has waited for too long.
+    fn check(&mut self, now: Instant) -> Result<Option<Instant>, Status> {
+        if let Some(deadline) = self.deadline.filter(|deadline| deadline.at() <= now) {
+            return Err(deadline.exceeded(match self.is_queued {
+                true => QUEUED,
+                false => "the server has not answered",
+            }));
+        }
+        let pool = &self.shared.pool;
+        self.is_queued = self.is_queued && pool.is_still_queued(self.number);
+        if self.is_queued {
+            open_if_needed(pool);
+            if self.deadline.is_none() && now >= self.since + MAX_QUEUED {
+                return Err(not_taken());
+            }
+        }
+        let check = self.is_queued.then_some(now + CHECKS);
+        let deadline = self.deadline.map(|deadline| deadline.at());
+        Ok(check.into_iter().chain(deadline).min())
     }
 }
 

@@ -193,7 +193,7 @@ fn on_demand() -> runtime::Runtime {
 
 /// Polls a future once.
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) {
-    poll_fn(|cx| Poll::Ready(drop(future.as_mut().poll(cx)))).await;
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
 }
 
 fn serve() -> Listener {

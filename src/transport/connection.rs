@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     mem,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock, Weak, atomic::Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -80,7 +80,8 @@ async fn open(mut opening: Opening) {
     };
     let mut connect = std::pin::pin!(connect);
     let opened = poll_fn(|cx| {
-        handle.register(cx);
+        handle.begin(cx);
+        handle.end();
         match opening.pool.strong_count() {
             0 => Poll::Ready(None),
             _ => connect.as_mut().poll(cx),
@@ -137,6 +138,8 @@ impl Drop for Opening {
 struct Connection {
     pool: Weak<Pool>,
     handle: Arc<Handle>,
+    /// The handle, as the waker of all that is polled here.
+    waker: Waker,
     link: Arc<Link>,
     /// `None` once the connection has ended.
     http2: Option<Http2>,
@@ -146,10 +149,8 @@ struct Connection {
     abandoned: FuturesUnordered<Abandoned>,
     /// Whether there is a frame to write of which HTTP/2 does not wake this task.
     has_frames: bool,
-    /// How many probes were sent: frames that the peer has to acknowledge.
-    probes: u64,
     /// The server has accepted the streams that were abandoned before this many probes.
-    accepted: u64,
+    accepted: usize,
     /// When abandoned streams are reset next.
     reset_at: Option<Instant>,
     keepalive: Keepalive,
@@ -174,6 +175,15 @@ struct Connection {
     over_budget: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     batch: Vec<Call>,
+}
+
+/// What became of a turn of the task.
+enum Turn {
+    /// There is more to do.
+    Again,
+    Done,
+    /// The connection has ended.
+    Ended,
 }
 
 /// How many calls are given to HTTP/2 before it writes them.
@@ -208,6 +218,7 @@ impl Connection {
         Some(Self {
             pool: Arc::downgrade(pool),
             handle: handle.clone(),
+            waker: handle.clone().into(),
             keepalive: Keepalive::new(
                 http2.ping_pong(),
                 interval,
@@ -219,6 +230,7 @@ impl Connection {
                 authority: pool.connector.authority().clone(),
                 counters,
                 budget: pool.budget.clone(),
+                probes: 0.into(),
                 unsent: 0.into(),
                 unanswered: OnceLock::new(),
             }),
@@ -227,7 +239,6 @@ impl Connection {
             exchanges: FuturesUnordered::new(),
             abandoned: FuturesUnordered::new(),
             has_frames: false,
-            probes: 0,
             accepted: 0,
             reset_at: None,
             reported: Load::default(),
@@ -333,11 +344,10 @@ impl Connection {
             }
             End::Failed(failed) => self.call_failed(*failed),
             End::Abandoned(mut abandoned) => {
-                let reads = self.link.counters.reads();
-                if abandoned.late && abandoned.reads == reads {
+                if abandoned.late && self.link.unasked_reads() <= abandoned.reads {
                     self.suspect(now);
                 }
-                abandoned.probe = self.probes;
+                abandoned.probe = self.link.probes.load(Ordering::Relaxed);
                 self.reset_at = self.reset_at.or(Some(now));
                 self.abandoned.push(abandoned);
             }
@@ -378,7 +388,8 @@ impl Connection {
     fn probe(&mut self) -> bool {
         let http2 = self.http2.as_mut();
         let acknowledged = http2.is_some_and(|h| h.set_initial_window_size(WINDOW).is_ok());
-        self.probes += u64::from(acknowledged);
+        let probes = usize::from(acknowledged);
+        self.link.probes.fetch_add(probes, Ordering::Relaxed);
         self.has_frames |= acknowledged;
         acknowledged
     }
@@ -392,7 +403,7 @@ impl Connection {
             true => None,
             false => now.checked_add(RESET_INTERVAL),
         };
-        let probes = self.probes;
+        let probes = self.link.probes.load(Ordering::Relaxed);
         if self.abandoned.is_empty() || self.link.counters.is_write_blocked() || !self.probe() {
             return;
         }
@@ -588,6 +599,39 @@ impl Connection {
         Poll::Pending
     }
 
+    /// Does all that can be done now.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        let Some(http2) = &mut self.http2 else {
+            return Turn::Ended;
+        };
+        let closed = Pin::new(http2).poll(cx);
+        let now = Instant::now();
+        if let Poll::Ready(closed) = closed {
+            if let Err(error) = closed {
+                self.heed_complaint(&error);
+            }
+            self.end(now);
+            return Turn::Ended;
+        }
+        self.handle.take_woken(); // the exchanges are polled now
+        let more = self.poll_exchanges(cx, now);
+        if let Err(unanswered) = self.on_time(now) {
+            if let Some(timeout) = unanswered {
+                let _ = self.link.unanswered.set(timeout);
+            }
+            self.end(now);
+            return Turn::Ended;
+        }
+        if self.sender.is_some() && !self.is_open() {
+            self.retire();
+        }
+        let more = self.take_calls(now) | mem::take(&mut self.has_frames) | more;
+        match more || self.arm(cx, now).is_ready() {
+            true => Turn::Again,
+            false => Turn::Done,
+        }
+    }
+
     /// Ends the connection, and with it the calls on it.
     fn end(&mut self, now: Instant) {
         trace::disconnected(&self.link.authority);
@@ -617,38 +661,19 @@ impl Future for Connection {
         /// How often HTTP/2 and the exchanges are polled before other tasks have their turn.
         const TURNS: usize = 16;
         let this = &mut *self;
-        this.handle.register(cx);
-        let mut now = Instant::now();
-        this.take_calls(now);
+        this.handle.begin(cx);
+        let waker = this.waker.clone();
+        let mut own = Context::from_waker(&waker);
+        this.take_calls(Instant::now());
         for _ in 0..TURNS {
-            let Some(http2) = &mut this.http2 else {
-                return Poll::Ready(());
-            };
-            let closed = Pin::new(http2).poll(cx);
-            now = Instant::now();
-            if let Poll::Ready(closed) = closed {
-                if let Err(error) = closed {
-                    this.heed_complaint(&error);
-                }
-                this.end(now);
-                return Poll::Ready(());
-            }
-            let more = this.poll_exchanges(cx, now);
-            if let Err(unanswered) = this.on_time(now) {
-                if let Some(timeout) = unanswered {
-                    let _ = this.link.unanswered.set(timeout);
-                }
-                this.end(now);
-                return Poll::Ready(());
-            }
-            if this.sender.is_some() && !this.is_open() {
-                this.retire();
-            }
-            let more = this.take_calls(now) | mem::take(&mut this.has_frames) | more;
-            if !more && this.arm(cx, now).is_pending() {
-                return Poll::Pending;
+            match this.turn(&mut own) {
+                Turn::Ended => return Poll::Ready(()),
+                Turn::Again => {}
+                Turn::Done if this.handle.end() => this.handle.begin(cx),
+                Turn::Done => return Poll::Pending,
             }
         }
+        this.handle.end();
         cx.waker().wake_by_ref();
         Poll::Pending
     }

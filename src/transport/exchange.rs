@@ -37,8 +37,8 @@ pub(crate) struct Exchange {
     stream: Option<Stream>,
     /// The socket's writes when the request was given to HTTP/2.
     writes: usize,
-    /// The socket's reads when something of this call arrived last.
-    reads: usize,
+    /// [`Link::unasked_reads`] when something of this call moved last.
+    reads: isize,
     /// Whether this is woken when the caller goes.
     watches_caller: bool,
     /// A unary response, as far as it has arrived.
@@ -126,7 +126,7 @@ impl Exchange {
                 body: None,
             }),
             writes: link.counters.writes(),
-            reads: link.counters.reads(),
+            reads: link.unasked_reads(),
             watches_caller: false,
             response: None,
             reader: None,
@@ -256,7 +256,7 @@ impl Exchange {
         let (head, body) = ready!(Pin::new(response).poll(cx))?.into_parts();
         stream.response = None;
         let head = Response::from_parts(head, ());
-        self.reads = self.link.counters.reads();
+        self.reads = self.link.unasked_reads();
         match self.call.as_ref().and_then(|call| call.unary) {
             Some(unary) => {
                 stream.body = Some(body);
@@ -287,7 +287,7 @@ impl Exchange {
                 response.data_ended = true;
                 break;
             };
-            self.reads = self.link.counters.reads();
+            self.reads = self.link.unasked_reads();
             if !response.push(data?, body, &self.link.budget) {
                 return Poll::Ready(Ok(self.reply(None, false)));
             }
@@ -405,12 +405,12 @@ const PREFIX: usize = 5;
 pub(crate) struct Abandoned {
     request: SendStream<RequestBody>,
     response: ResponseFuture,
-    /// The socket's reads when the request was given to HTTP/2.
-    pub(crate) reads: usize,
+    /// [`Link::unasked_reads`] when the request was given to HTTP/2.
+    pub(crate) reads: isize,
     /// Whether the caller went because of its deadline.
     pub(crate) late: bool,
     /// How many probes the connection had sent when the caller went.
-    pub(crate) probe: u64,
+    pub(crate) probe: usize,
     is_reset: bool,
 }
 

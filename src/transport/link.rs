@@ -21,6 +21,8 @@ pub(crate) struct Link {
     pub(crate) authority: Authority,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,
+    /// Probes that were sent: frames that the peer has to acknowledge.
+    pub(crate) probes: AtomicUsize,
     /// Requests that HTTP/2 has not written to their ends.
     pub(crate) unsent: AtomicUsize,
     /// How long the peer did not answer, if that ended the connection.
@@ -28,6 +30,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// Returns how many reads there were, beyond one for each probe. If it has not grown since a
+    /// request was sent, nothing has come but perhaps what was asked for.
+    pub(crate) fn unasked_reads(&self) -> isize {
+        let probes = self.probes.load(Ordering::Relaxed);
+        self.counters.reads() as isize - probes as isize
+    }
+
     /// Returns the status of a call that failed on this connection.
     pub(crate) fn failed(&self, error: h2::Error) -> Status {
         let authority = &self.authority;

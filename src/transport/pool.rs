@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Wake as _, Waker},
     time::Duration,
 };
 
@@ -176,7 +176,7 @@ impl Pool {
             && state.connections.are_all_on(caller);
         drop(state);
         if let Some(handle) = wake {
-            handle.wake();
+            handle.wake_by_ref();
         }
         for call in expired {
             call.reply_too_late(now);
@@ -204,7 +204,7 @@ impl Pool {
         let room = self.room_made(&mut state);
         drop(state);
         if let Some(handle) = wake {
-            handle.wake();
+            handle.wake_by_ref();
         }
         room.into_iter().for_each(Waker::wake);
         drop(removed);
@@ -236,7 +236,7 @@ impl Pool {
         loop {
             let wake = self.lock().assign(avoid, Instant::now());
             match wake {
-                Some(handle) => handle.wake(),
+                Some(handle) => handle.wake_by_ref(),
                 None => return,
             }
         }
@@ -268,7 +268,7 @@ impl Pool {
             state.openings.closed(&failing, false, now);
             failing.handle.call();
             drop(guard);
-            failing.handle.wake();
+            failing.handle.wake_by_ref();
             return self.take(handle, load, max, now, calls);
         }
         let others = state.connections.assigned(now);
@@ -414,7 +414,7 @@ impl Drop for Pool {
         let connections = state.connections.iter().map(|c| &c.handle);
         connections
             .chain(state.openings.handles())
-            .for_each(|handle| handle.wake());
+            .for_each(|handle| handle.wake_by_ref());
     }
 }
 

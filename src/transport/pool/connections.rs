@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Wake},
     time::Duration,
 };
 
@@ -12,12 +13,18 @@ use futures_util::task::AtomicWaker;
 use tokio::{runtime, time::Instant};
 
 /// Wakes the task of a connection.
+///
+/// It is the waker of all that the task polls. What is woken while the task runs does not have it
+/// scheduled: the task sees that before it returns.
 #[derive(Debug)]
 pub(crate) struct Handle {
     pub(crate) id: u64,
     /// The runtime that drives it.
     runtime: runtime::Id,
     waker: AtomicWaker,
+    runs: AtomicBool,
+    /// Whether something was woken.
+    woken: AtomicBool,
     /// Whether the task is to come to the pool.
     called: AtomicBool,
 }
@@ -84,16 +91,27 @@ impl Handle {
             id,
             runtime,
             waker: AtomicWaker::new(),
+            runs: AtomicBool::new(false),
+            woken: AtomicBool::new(false),
             called: AtomicBool::new(true),
         })
     }
 
-    pub(crate) fn register(&self, cx: &std::task::Context<'_>) {
+    /// The task runs from now on.
+    pub(crate) fn begin(&self, cx: &Context<'_>) {
         self.waker.register(cx.waker());
+        self.runs.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn wake(&self) {
-        self.waker.wake();
+    /// The task does not run any more. Returns whether it has to, because something was woken.
+    pub(crate) fn end(&self) -> bool {
+        self.runs.store(false, Ordering::SeqCst);
+        self.take_woken()
+    }
+
+    /// Returns whether something was woken since this was asked last.
+    pub(crate) fn take_woken(&self) -> bool {
+        self.woken.swap(false, Ordering::SeqCst)
     }
 
     /// Has the task come to the pool the next time it runs.
@@ -103,6 +121,20 @@ impl Handle {
 
     pub(crate) fn take_called(&self) -> bool {
         self.called.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Wake for Handle {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // In this order, so that the task sees it if it is about to return.
+        self.woken.store(true, Ordering::SeqCst);
+        if !self.runs.load(Ordering::SeqCst) {
+            self.waker.wake();
+        }
     }
 }
 
