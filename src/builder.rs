@@ -380,7 +380,9 @@ fn client(
     auth: Option<AuthInterceptor>,
 ) -> OperationsClient<Transport> {
     let capacity = transport.capacity();
+    let user_agent = transport.user_agent().clone();
     let client = OperationsClient::new(transport)
+        .with_user_agent(user_agent)
         .with_capacity(capacity)
         .with_default_timeout(TIMEOUT)
         .with_retry(retry);

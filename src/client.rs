@@ -39,7 +39,8 @@ use crate::{
 ///   Nothing was sent.
 /// - `DEADLINE_EXCEEDED`: the time was up. The server may have done the work all the same.
 /// - `UNAVAILABLE`: the server could not be reached, or the connection broke.
-/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction.
+/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction, or more calls wait
+///   than the [queue](crate::Builder::max_queued_calls) takes.
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 #[derive(Clone, Debug)]
@@ -99,8 +100,8 @@ impl<S> OperationsClient<S> {
 
     /// Returns the stack, for another generated client to use the same connections.
     ///
-    /// Deadlines, retries and credentials belong to the client, not to the stack. An
-    /// [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the same token:
+    /// Retries, default timeouts and credentials belong to the client, not to the stack. The timeout
+    /// of a request (`tonic::Request::set_timeout`) is kept by both. An [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the same token:
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]
@@ -135,8 +136,8 @@ impl<S> OperationsClient<S> {
 
     /// Puts the stack under layers of one's own, such as an interceptor.
     ///
-    /// What they set may be written anew below them: `grpc-timeout` and the headers of the client's
-    /// credentials, for a call that had to wait for its stream.
+    /// The stack below them overwrites `grpc-timeout` with the time that is left when it sends a
+    /// request.
     ///
     /// ```
     /// # async fn example() -> Result<(), tonic::Status> {

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 
 use crate::status::local;
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The units of `grpc-timeout`, in nanoseconds, the finest first.
 const UNITS: [(u8, u64); 6] = [

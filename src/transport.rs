@@ -125,6 +125,10 @@ impl Transport {
         open_first(&self.0.pool, runtime).await
     }
 
+    pub(crate) fn user_agent(&self) -> &HeaderValue {
+        &self.0.user_agent
+    }
+
     /// Returns a function that returns how many streams the connections have, for as long as the
     /// transport exists.
     pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {

@@ -28,7 +28,7 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         // A deadline so far off that no clock reaches it is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let call = Call::new(request, routing);
+        let call = Call::new(request, routing, self.settings.headers.clone());
         let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
             return self.attempts(&call, None).await;
         };

@@ -1,10 +1,15 @@
 //! The headers that every call carries, and the bounds of those that the caller adds.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{AUTHORIZATION, CONTENT_TYPE, TE, USER_AGENT},
+};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Code, Status};
 
-use crate::status::local;
+use crate::{deadline::GRPC_TIMEOUT, status::local};
 
 pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-request-params");
 pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
@@ -12,6 +17,46 @@ pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-cl
 /// Who calls, for the statistics of Google's services.
 pub(crate) fn api_client() -> HeaderValue {
     HeaderValue::from_static(env!("LONGRUNNING_API_CLIENT"))
+}
+
+/// The headers of every call, from which those of an attempt are made.
+///
+/// It also has the names of the headers that nearly every call sets: to clone the map, and then to
+/// replace values, is much cheaper than to build it. The attempt sets them, or removes them.
+#[derive(Clone, Debug)]
+pub(crate) struct Template(Arc<HeaderMap>);
+
+impl Default for Template {
+    fn default() -> Self {
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(API_CLIENT, api_client());
+        for name in [GRPC_TIMEOUT, AUTHORIZATION, REQUEST_PARAMS] {
+            headers.insert(name, HeaderValue::from_static(""));
+        }
+        Self(Arc::new(headers))
+    }
+}
+
+impl Template {
+    pub(crate) fn with_user_agent(&self, user_agent: HeaderValue) -> Self {
+        let mut headers = HeaderMap::clone(&self.0);
+        headers.insert(USER_AGENT, user_agent);
+        Self(Arc::new(headers))
+    }
+
+    /// Returns the headers of every call, with the caller's in their places.
+    pub(crate) fn headers(&self, caller: &HeaderMap) -> HeaderMap {
+        let mut headers = HeaderMap::clone(&self.0);
+        for name in caller.keys() {
+            headers.remove(name);
+            for value in caller.get_all(name) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers
+    }
 }
 
 /// More makes servers refuse the call, or close the connection and fail the calls beside this one.

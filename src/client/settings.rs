@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
 use tonic::Request;
 
-use super::OperationsClient;
+use super::{OperationsClient, header::Template};
 use crate::{
     auth::AuthInterceptor,
     deadline,
@@ -19,6 +20,7 @@ pub(super) struct Settings {
     pub(super) max_decoding_message_size: Option<usize>,
     pub(super) max_encoding_message_size: Option<usize>,
     pub(super) max_waits: Option<usize>,
+    pub(super) headers: Template,
 }
 
 /// How long calls may take.
@@ -85,6 +87,12 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = Some(Retry::new(policy));
+        self
+    }
+
+    /// Sets the user agent of every call.
+    pub(crate) fn with_user_agent(mut self, user_agent: HeaderValue) -> Self {
+        self.settings.headers = self.settings.headers.with_user_agent(user_agent);
         self
     }
 

@@ -8,7 +8,7 @@ use std::{future::poll_fn, marker::PhantomData};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{CONTENT_TYPE, TE},
+    header::{AUTHORIZATION, CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
 use http_body_util::Full;
@@ -18,15 +18,21 @@ use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
     Stack, answer,
-    header::{self, API_CLIENT, REQUEST_PARAMS},
+    header::{self, REQUEST_PARAMS, Template},
     rpc::Rpc,
 };
-use crate::{auth::AuthInterceptor, deadline, status::classify, transport::Unary};
+use crate::{
+    auth::AuthInterceptor,
+    deadline::{self, GRPC_TIMEOUT},
+    status::classify,
+    transport::Unary,
+};
 
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
     /// The caller's own.
     headers: HeaderMap,
+    template: Template,
     extensions: Extensions,
     routing: Option<HeaderValue>,
     message: Bytes,
@@ -42,11 +48,12 @@ const RESERVED: [HeaderName; 5] = [
     HeaderName::from_static("grpc-message-type"),
 ];
 
-/// So many are added to the caller's on the way, or a few less.
-const HEADERS: usize = 9;
-
 impl<R: Rpc> Call<R> {
-    pub(crate) fn new(request: Request<R>, routing: Option<HeaderValue>) -> Self {
+    pub(crate) fn new(
+        request: Request<R>,
+        routing: Option<HeaderValue>,
+        template: Template,
+    ) -> Self {
         let (metadata, extensions, message) = request.into_parts();
         let mut headers = metadata.into_headers();
         for name in &RESERVED {
@@ -54,6 +61,7 @@ impl<R: Rpc> Call<R> {
         }
         Self {
             headers,
+            template,
             extensions,
             routing,
             message: prefixed(&message),
@@ -81,13 +89,17 @@ impl<R: Rpc> Call<R> {
             .await
             .map_err(|error| classify(error.into()))?;
         let mut headers = self.headers_of_attempt(before);
-        if let Some(deadline) = deadline {
-            deadline::tell(&mut headers, deadline);
+        match deadline {
+            Some(deadline) => deadline::tell(&mut headers, deadline),
+            None => drop(headers.remove(GRPC_TIMEOUT)),
         }
         let credentials_expire = match auth {
             Some(auth) => auth.sign(&mut headers)?,
             None => None,
         };
+        if auth.is_none() && !self.headers.contains_key(AUTHORIZATION) {
+            headers.remove(AUTHORIZATION);
+        }
         header::bounded_in_all(&headers)?;
         let unary = Unary {
             limit,
@@ -104,15 +116,12 @@ impl<R: Rpc> Call<R> {
     /// The headers of an attempt, which says how many were before, see
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
     fn headers_of_attempt(&self, before: u32) -> HeaderMap {
-        let mut headers = self.headers.clone();
-        headers.reserve(HEADERS);
-        if let Some(routing) = &self.routing
-            && !self.headers.contains_key(REQUEST_PARAMS)
-        {
-            headers.insert(REQUEST_PARAMS, routing.clone());
-        }
-        if !self.headers.contains_key(API_CLIENT) {
-            headers.insert(API_CLIENT, header::api_client());
+        let mut headers = self.template.headers(&self.headers);
+        if !self.headers.contains_key(REQUEST_PARAMS) {
+            match &self.routing {
+                Some(routing) => drop(headers.insert(REQUEST_PARAMS, routing.clone())),
+                None => drop(headers.remove(REQUEST_PARAMS)),
+            }
         }
         if before > 0 {
             headers.insert("grpc-previous-rpc-attempts", before.into());
@@ -120,9 +129,7 @@ impl<R: Rpc> Call<R> {
         headers
     }
 
-    fn framed(&self, mut headers: HeaderMap, unary: Unary) -> http::Request<Body> {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    fn framed(&self, headers: HeaderMap, unary: Unary) -> http::Request<Body> {
         let mut extensions = self.extensions.clone();
         extensions.insert(unary);
         // As the generated stub does, for layers of the stack.

@@ -24,7 +24,7 @@ use super::{
     exchange::{Abandoned, End, Exchange, FailedCall, Unsent},
     keepalive::{Keepalive, Verdict},
     link::{Link, RequestBody},
-    pool::{Attempt, Handle, Load, Pool},
+    pool::{Attempt, ExchangeWaker, Handle, Load, Pool},
 };
 use crate::{
     status::{Origin, caused, mark},
@@ -138,8 +138,9 @@ impl Drop for Opening {
 struct Connection {
     pool: Weak<Pool>,
     handle: Arc<Handle>,
-    /// The handle, as the waker of all that is polled here.
+    /// The handle as a waker: of HTTP/2 and of the timer.
     waker: Waker,
+    exchange_waker: Arc<ExchangeWaker>,
     link: Arc<Link>,
     /// `None` once the connection has ended.
     http2: Option<Http2>,
@@ -219,6 +220,7 @@ impl Connection {
             pool: Arc::downgrade(pool),
             handle: handle.clone(),
             waker: handle.clone().into(),
+            exchange_waker: ExchangeWaker::new(handle.clone()),
             keepalive: Keepalive::new(
                 http2.ping_pong(),
                 interval,
@@ -309,17 +311,24 @@ impl Connection {
     }
 
     /// Polls the exchanges until a batch of them has ended. Returns whether there may be more.
-    fn poll_exchanges(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    fn poll_exchanges(&mut self, now: Instant) -> bool {
         let reads = self.link.counters.reads();
         self.keepalive.observe(reads, now);
+        let waker = self.exchange_waker.clone().into();
+        let mut cx = Context::from_waker(&waker);
         let mut ended = 0;
-        while ended < BATCH
-            && let Poll::Ready(Some(end)) = Pin::new(&mut self.exchanges).poll_next(cx)
-        {
-            ended += 1;
-            self.exchange_ended(end, now);
+        while ended < BATCH {
+            match Pin::new(&mut self.exchanges).poll_next(&mut cx) {
+                Poll::Ready(Some(end)) => {
+                    ended += 1;
+                    self.exchange_ended(end, now);
+                }
+                // The set also wakes its task after it has polled all once.
+                Poll::Pending if self.exchange_waker.take_woken() => {}
+                Poll::Pending | Poll::Ready(None) => break,
+            }
         }
-        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(cx) {}
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(&mut cx) {}
         if ended > 0 && self.exchanges.is_empty() {
             self.idle_since = now;
         }
@@ -604,6 +613,7 @@ impl Connection {
         let Some(http2) = &mut self.http2 else {
             return Turn::Ended;
         };
+        self.handle.take_woken();
         let closed = Pin::new(http2).poll(cx);
         let now = Instant::now();
         if let Poll::Ready(closed) = closed {
@@ -613,8 +623,7 @@ impl Connection {
             self.end(now);
             return Turn::Ended;
         }
-        self.handle.take_woken(); // the exchanges are polled now
-        let more = self.poll_exchanges(cx, now);
+        let more = self.poll_exchanges(now);
         if let Err(unanswered) = self.on_time(now) {
             if let Some(timeout) = unanswered {
                 let _ = self.link.unanswered.set(timeout);
@@ -626,7 +635,8 @@ impl Connection {
             self.retire();
         }
         let more = self.take_calls(now) | mem::take(&mut self.has_frames) | more;
-        match more || self.arm(cx, now).is_ready() {
+        let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
+        match woken | more || self.arm(cx, now).is_ready() {
             true => Turn::Again,
             false => Turn::Done,
         }
@@ -669,7 +679,9 @@ impl Future for Connection {
             match this.turn(&mut own) {
                 Turn::Ended => return Poll::Ready(()),
                 Turn::Again => {}
-                Turn::Done if this.handle.end() => this.handle.begin(cx),
+                Turn::Done if this.handle.end() | this.exchange_waker.take_woken() => {
+                    this.handle.begin(cx);
+                }
                 Turn::Done => return Poll::Pending,
             }
         }

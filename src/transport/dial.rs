@@ -255,6 +255,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        net::{TcpListener, TcpSocket, TcpStream},
+        time::{Instant, timeout},
+    };
+
     use super::*;
 
     /// A resolver that returns the address of another machine for every name.
@@ -292,5 +297,96 @@ mod tests {
         ] {
             assert_eq!(addresses(host).await, [ELSEWHERE], "{host}");
         }
+    }
+
+    fn tcp(
+        addresses: Vec<SocketAddr>,
+    ) -> Tcp<impl Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error> + Clone>
+    {
+        Tcp {
+            resolver: tower::service_fn(move |_: Name| ready(Ok(addresses.clone().into_iter()))),
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn loopback(last: u8, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), port)
+    }
+
+    /// Listens on some loopback addresses at the same port.
+    async fn listeners(count: u8) -> Vec<TcpListener> {
+        let first = TcpListener::bind(loopback(1, 0))
+            .await
+            .expect("a free port");
+        let port = first.local_addr().expect("it is bound").port();
+        let mut listeners = vec![first];
+        for last in 2..=count {
+            let listener = TcpListener::bind(loopback(last, port)).await;
+            listeners.push(listener.expect("a free port"));
+        }
+        listeners
+    }
+
+    #[tokio::test]
+    async fn connections_are_spread_over_all_addresses() {
+        let listeners = listeners(16).await;
+        let port = listeners[0].local_addr().expect("it is bound").port();
+        // As the resolver returns them, without ports, and in an order of its own.
+        let tcp = tcp((1..=16).rev().map(|last| loopback(last, 0)).collect());
+        let uri: Uri = format!("http://service.test:{port}")
+            .parse()
+            .expect("a URI");
+        let mut connections = Vec::new();
+        for _ in 0..20 {
+            connections.push(tcp.connect(uri.clone()).await.expect("it listens"));
+        }
+        for listener in listeners {
+            let accepted = timeout(Duration::from_secs(1), listener.accept()).await;
+            accepted
+                .expect("every address has one")
+                .expect("a connection");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_costs_a_quarter_of_a_second() {
+        let listeners = listeners(1).await;
+        let port = listeners[0].local_addr().expect("it is bound").port();
+        // A listener whose backlog is full drops what comes.
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(loopback(200, port)).expect("a free port");
+        let _full = socket.listen(1).expect("it listens");
+        let mut fill = Vec::new();
+        for _ in 0..8 {
+            let connecting = TcpStream::connect(loopback(200, port));
+            fill.push(timeout(Duration::from_millis(50), connecting).await);
+        }
+        assert!(
+            fill.last().is_some_and(Result::is_err),
+            "the backlog is full"
+        );
+        let tcp = tcp(vec![loopback(200, 0), loopback(1, 0)]);
+        tcp.next.store(1, Ordering::Relaxed); // the dead one comes first
+        let uri: Uri = format!("http://service.test:{port}")
+            .parse()
+            .expect("a URI");
+        let begin = Instant::now();
+        tcp.connect(uri).await.expect("the second listens");
+        let took = begin.elapsed();
+        assert!((200..800).contains(&took.as_millis()), "{took:?}");
+    }
+
+    #[test]
+    fn the_families_of_addresses_take_turns() {
+        let v6 =
+            |last: u16| SocketAddr::new(IpAddr::V6(Ipv6Addr::new(1, 0, 0, 0, 0, 0, 0, last)), 0);
+        let v4 = |last| loopback(last, 0);
+        let tcp = tcp(Vec::new());
+        let found = vec![v6(2), v4(1), v6(1), v6(3), v4(2)];
+        let expected = [v6(1), v4(1), v6(2), v4(2), v6(3)];
+        assert_eq!(tcp.in_turn(found.clone()), expected);
+        let expected = [v4(1), v6(2), v4(2), v6(3), v6(1)];
+        assert_eq!(tcp.in_turn(found), expected);
+        assert_eq!(tcp.in_turn(Vec::new()), []);
     }
 }

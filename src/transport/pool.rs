@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use self::{connections::Connections, openings::Openings, queue::Queue};
 pub(crate) use self::{
-    connections::{Handle, Load},
+    connections::{ExchangeWaker, Handle, Load},
     openings::Attempt,
 };
 use super::{call::Call, connector::Connector, link::Budget};

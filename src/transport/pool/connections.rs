@@ -14,7 +14,7 @@ use tokio::{runtime, time::Instant};
 
 /// Wakes the task of a connection.
 ///
-/// It is the waker of all that the task polls. What is woken while the task runs does not have it
+/// It is the waker of HTTP/2 and of the timer. What is woken while the task runs does not have it
 /// scheduled: the task sees that before it returns.
 #[derive(Debug)]
 pub(crate) struct Handle {
@@ -134,6 +134,41 @@ impl Wake for Handle {
         self.woken.store(true, Ordering::SeqCst);
         if !self.runs.load(Ordering::SeqCst) {
             self.waker.wake();
+        }
+    }
+}
+
+/// Wakes the task of a connection for its exchanges.
+///
+/// It is apart from the [`Handle`], so that a task which has polled its exchanges need not poll
+/// HTTP/2 once more.
+#[derive(Debug)]
+pub(crate) struct ExchangeWaker {
+    handle: Arc<Handle>,
+    woken: AtomicBool,
+}
+
+impl ExchangeWaker {
+    pub(crate) fn new(handle: Arc<Handle>) -> Arc<Self> {
+        let woken = AtomicBool::new(false);
+        Arc::new(Self { handle, woken })
+    }
+
+    /// Returns whether an exchange was woken since this was asked last.
+    pub(crate) fn take_woken(&self) -> bool {
+        self.woken.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Wake for ExchangeWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::SeqCst);
+        if !self.handle.runs.load(Ordering::SeqCst) {
+            self.handle.waker.wake();
         }
     }
 }

@@ -178,3 +178,121 @@ fn has_time(call: &Call, now: Instant) -> bool {
     call.deadline
         .is_none_or(|deadline| now + deadline.timeout() / 2 < deadline.at())
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Request;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::deadline::Deadline;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn call(timeout: Option<Duration>) -> Call {
+        let queued = Instant::now();
+        Call {
+            head: Request::new(()),
+            body: Bytes::new(),
+            unary: None,
+            deadline: timeout.and_then(|timeout| Deadline::after(timeout, queued)),
+            queued,
+            number: 0,
+            refused: false,
+            avoid: None,
+            reply: oneshot::channel().0,
+        }
+    }
+
+    fn pop(queue: &mut Queue) -> Option<u64> {
+        queue.pop(1, false, Instant::now()).map(|call| call.number)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_call_is_taken_first() {
+        let mut queue = Queue::new(10);
+        for number in 0..5 {
+            assert_eq!(queue.push(call(Some(SECOND))), number);
+        }
+        tokio::time::advance(SECOND / 5).await;
+        queue.remove(1).expect("it is there");
+        assert!(queue.remove(1).is_none());
+        assert_eq!(queue.len(), 4);
+        let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
+        assert_eq!(order, [0, 2, 3, 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_congested_queue_gives_the_newest_until_it_has_been_empty() {
+        let mut queue = Queue::new(10);
+        for _ in 0..4 {
+            queue.push(call(Some(SECOND)));
+        }
+        tokio::time::advance(SECOND / 4).await; // a quarter of its time
+        assert_eq!(pop(&mut queue), Some(3));
+        queue.push(call(Some(SECOND)));
+        assert_eq!(pop(&mut queue), Some(4));
+        let rest: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
+        assert_eq!(rest, [2, 1, 0]);
+        queue.push(call(Some(SECOND)));
+        queue.push(call(Some(SECOND)));
+        assert_eq!(pop(&mut queue), Some(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_ten_calls_one_is_the_oldest_if_it_has_time() {
+        let mut queue = Queue::new(100);
+        queue.push(call(None));
+        queue.push(call(Some(SECOND)));
+        tokio::time::advance(SECOND).await;
+        for _ in 0..30 {
+            queue.push(call(Some(SECOND)));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).take(20).collect();
+        assert_eq!(order[9], 0, "without a deadline");
+        assert_eq!(order[19], 13, "and not the one that has expired: {order:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_put_back_is_taken_first_but_not_by_the_connection_that_failed_it() {
+        let mut queue = Queue::new(10);
+        queue.push(call(None));
+        queue.push(call(None));
+        let now = Instant::now();
+        let mut failed = queue.pop(1, false, now).expect("it is there");
+        failed.avoid = Some(1);
+        queue.put_back(failed);
+        assert!(queue.contains(0));
+        assert_eq!(queue.pop(1, false, now).map(|call| call.number), Some(1));
+        assert!(queue.pop(1, false, now).is_none());
+        assert_eq!(queue.pop(1, true, now).map(|call| call.number), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_were_removed_take_no_room() {
+        let mut queue = Queue::new(1_000_000);
+        queue.push(call(None)); // it stays
+        let mut last = queue.push(call(None));
+        for _ in 0..100_000 {
+            let next = queue.push(call(None));
+            queue.remove(last).expect("it is there");
+            last = next;
+        }
+        assert_eq!(queue.len(), 2);
+        assert!(queue.waiting.len() < 50, "{}", queue.waiting.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn expired_calls_are_removed_from_a_full_queue() {
+        let mut queue = Queue::new(3);
+        queue.push(call(Some(SECOND)));
+        queue.push(call(Some(3 * SECOND)));
+        queue.push(call(None));
+        assert!(queue.is_full());
+        tokio::time::advance(2 * SECOND).await;
+        let expired = queue.remove_expired(Instant::now());
+        assert_eq!(expired.len(), 1);
+        assert_eq!(queue.len(), 2);
+    }
+}
