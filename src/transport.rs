@@ -1,5 +1,6 @@
 //! The default stack's tower service: calls over a few connections to one server.
 
+mod abandoned;
 mod body;
 mod call;
 mod connection;
@@ -10,6 +11,7 @@ mod exchange;
 mod keepalive;
 mod link;
 mod pool;
+mod waker;
 
 use std::{
     fmt, mem,

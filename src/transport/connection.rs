@@ -19,12 +19,14 @@ use tokio::{
 use tonic::{Code, Status};
 
 use super::{
+    abandoned::AbandonedStreams,
     call::Call,
     connector::{Http2, Opened, WINDOW},
-    exchange::{Abandoned, End, Exchange, FailedCall, Unsent},
+    exchange::{End, Exchange, FailedCall, Unsent},
     keepalive::{Keepalive, Verdict},
     link::{Link, RequestBody},
-    pool::{Attempt, ExchangeWaker, Handle, Load, Pool},
+    pool::{Attempt, Load, Pool},
+    waker::{ExchangeWaker, Handle},
 };
 use crate::{
     status::{Origin, caused, mark},
@@ -147,13 +149,9 @@ struct Connection {
     /// `None` once no more calls are taken: HTTP/2 closes after the last stream.
     sender: Option<SendRequest<RequestBody>>,
     exchanges: FuturesUnordered<Exchange>,
-    abandoned: FuturesUnordered<Abandoned>,
+    abandoned: AbandonedStreams,
     /// Whether there is a frame to write of which HTTP/2 does not wake this task.
     has_frames: bool,
-    /// The server has accepted the streams that were abandoned before this many probes.
-    accepted: usize,
-    /// When abandoned streams are reset next.
-    reset_at: Option<Instant>,
     keepalive: Keepalive,
     /// What the pool knows.
     reported: Load,
@@ -190,9 +188,6 @@ enum Turn {
 /// How many calls are given to HTTP/2 before it writes them.
 const BATCH: usize = 64;
 
-/// How often abandoned streams are reset.
-const RESET_INTERVAL: Duration = Duration::from_millis(10);
-
 /// How long a connection that is not needed may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -214,7 +209,8 @@ impl Connection {
         let interval = limits.keepalive.saturating_mul(patience);
         let age = limits.max_connection_age.map(|age| {
             // Connections that were opened together are not closed together.
-            age.mul_f64(0.9 + 0.2 * fastrand::f64())
+            let jitter = age / 5;
+            (age - jitter / 2).saturating_add(jitter.mul_f64(fastrand::f64()))
         });
         Some(Self {
             pool: Arc::downgrade(pool),
@@ -239,10 +235,8 @@ impl Connection {
             http2: Some(http2),
             sender: Some(sender),
             exchanges: FuturesUnordered::new(),
-            abandoned: FuturesUnordered::new(),
+            abandoned: AbandonedStreams::new(),
             has_frames: false,
-            accepted: 0,
-            reset_at: None,
             reported: Load::default(),
             failures: 0,
             answered: false,
@@ -328,7 +322,7 @@ impl Connection {
                 Poll::Pending | Poll::Ready(None) => break,
             }
         }
-        while let Poll::Ready(Some(())) = Pin::new(&mut self.abandoned).poll_next(&mut cx) {}
+        self.abandoned.poll(&mut cx);
         if ended > 0 && self.exchanges.is_empty() {
             self.idle_since = now;
         }
@@ -352,13 +346,12 @@ impl Connection {
                 }
             }
             End::Failed(failed) => self.call_failed(*failed),
-            End::Abandoned(mut abandoned) => {
+            End::Abandoned(abandoned) => {
                 if abandoned.late && self.link.unasked_reads() <= abandoned.reads {
                     self.suspect(now);
                 }
-                abandoned.probe = self.link.probes.load(Ordering::Relaxed);
-                self.reset_at = self.reset_at.or(Some(now));
-                self.abandoned.push(abandoned);
+                let probes = self.link.probes.load(Ordering::Relaxed);
+                self.abandoned.push(abandoned, probes, now);
             }
         }
     }
@@ -403,25 +396,12 @@ impl Connection {
         acknowledged
     }
 
-    /// Resets the abandoned streams that the server has accepted.
-    ///
-    /// It has read a request once it has acknowledged a probe that was sent later. Even then the
-    /// request may wait to be accepted, so that the stream is reset one interval later.
     fn reset_abandoned(&mut self, now: Instant) {
-        self.reset_at = match self.abandoned.is_empty() {
-            true => None,
-            false => now.checked_add(RESET_INTERVAL),
-        };
         let probes = self.link.probes.load(Ordering::Relaxed);
-        if self.abandoned.is_empty() || self.link.counters.is_write_blocked() || !self.probe() {
-            return;
+        let blocked = self.link.counters.is_write_blocked();
+        if self.abandoned.postpone(now) && !blocked && self.probe() {
+            self.abandoned.reset(probes);
         }
-        for abandoned in self.abandoned.iter_mut() {
-            if abandoned.probe < self.accepted {
-                abandoned.reset();
-            }
-        }
-        self.accepted = probes;
     }
 
     /// Takes calls from the pool, and gives them to HTTP/2. Returns whether there were any.
@@ -519,7 +499,7 @@ impl Connection {
             self.retire_at = None;
             self.retire();
         }
-        if is_due(self.reset_at) {
+        if is_due(self.abandoned.due()) {
             self.reset_abandoned(now);
         }
         if is_due(self.over_budget) {
@@ -592,7 +572,7 @@ impl Connection {
             self.keepalive.due(),
             self.retire_at,
             self.over_budget,
-            self.reset_at,
+            self.abandoned.due(),
             self.idle_at(),
             closes.filter(|_| self.exchanges.is_empty()),
         ];

@@ -18,6 +18,7 @@ use tokio::{sync::oneshot, task::unconstrained, time::Instant};
 use tonic::{Code, Status};
 
 use super::{
+    abandoned::Abandoned,
     body::ResponseBody,
     call::{Call, Unary},
     link::{Budget, Buffered, Link, RequestBody},
@@ -173,14 +174,8 @@ impl Exchange {
             stream.request.send_reset(Reason::CANCEL);
             return None;
         };
-        Some(Abandoned {
-            request: stream.request,
-            response,
-            reads: self.reads,
-            late: self.deadline.is_some_and(|d| d.has_passed_for_caller(now)),
-            probe: 0,
-            is_reset: false,
-        })
+        let late = self.deadline.is_some_and(|d| d.has_passed_for_caller(now));
+        Some(Abandoned::new(stream.request, response, self.reads, late))
     }
 
     fn caller_has_gone(&mut self, cx: &mut Context<'_>) -> bool {
@@ -395,47 +390,6 @@ impl Arriving {
 
 /// The flag and the length before a gRPC message, in bytes.
 const PREFIX: usize = 5;
-
-/// A stream whose caller has gone before the server has answered. It resolves when the stream is
-/// free.
-///
-/// A server counts streams that are reset before it has accepted them, and closes the connection when
-/// there are too many, see [CVE-2023-44487](https://nvd.nist.gov/vuln/detail/CVE-2023-44487). So the
-/// stream is reset only after the peer has acknowledged something that was sent after its request.
-pub(crate) struct Abandoned {
-    request: SendStream<RequestBody>,
-    response: ResponseFuture,
-    /// [`Link::unasked_reads`] when the request was given to HTTP/2.
-    pub(crate) reads: isize,
-    /// Whether the caller went because of its deadline.
-    pub(crate) late: bool,
-    /// How many probes the connection had sent when the caller went.
-    pub(crate) probe: usize,
-    is_reset: bool,
-}
-
-impl Abandoned {
-    /// Resets the stream, which frees it.
-    pub(crate) fn reset(&mut self) {
-        if !std::mem::replace(&mut self.is_reset, true) {
-            self.request.send_reset(Reason::CANCEL);
-        }
-    }
-}
-
-impl Future for Abandoned {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if !this.is_reset {
-            // A reset wakes it, too.
-            let _ = ready!(Pin::new(&mut this.response).poll(cx));
-            this.reset();
-        }
-        Poll::Ready(())
-    }
-}
 
 /// Whether the server says that it did not process the call: it refused the stream, or it goes away
 /// and the stream is above the last one that it still serves.

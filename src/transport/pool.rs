@@ -18,11 +18,8 @@ use tokio::{runtime, time::Instant};
 use tonic::{Code, Status};
 
 use self::{connections::Connections, openings::Openings, queue::Queue};
-pub(crate) use self::{
-    connections::{ExchangeWaker, Handle, Load},
-    openings::Attempt,
-};
-use super::{call::Call, connector::Connector, link::Budget};
+pub(crate) use self::{connections::Load, openings::Attempt};
+use super::{call::Call, connector::Connector, link::Budget, waker::Handle};
 use crate::{status::local, trace};
 
 /// The settings of a pool.

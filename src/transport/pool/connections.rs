@@ -1,33 +1,10 @@
 //! The open connections of a pool, and which of them takes the next call.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Wake},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
-use futures_util::task::AtomicWaker;
 use tokio::{runtime, time::Instant};
 
-/// Wakes the task of a connection.
-///
-/// It is the waker of HTTP/2 and of the timer. What is woken while the task runs does not have it
-/// scheduled: the task sees that before it returns.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    pub(crate) id: u64,
-    /// The runtime that drives it.
-    runtime: runtime::Id,
-    waker: AtomicWaker,
-    runs: AtomicBool,
-    /// Whether something was woken.
-    woken: AtomicBool,
-    /// Whether the task is to come to the pool.
-    called: AtomicBool,
-}
+use crate::transport::waker::Handle;
 
 /// The connections that take calls, the oldest first.
 #[derive(Debug, Default)]
@@ -84,94 +61,6 @@ const LOST: Duration = Duration::from_millis(400);
 /// How many calls in a row fail on a connection before others are preferred. It is replaced once a
 /// call has succeeded on another.
 const FAILING: u32 = 3;
-
-impl Handle {
-    pub(crate) fn new(id: u64, runtime: runtime::Id) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            runtime,
-            waker: AtomicWaker::new(),
-            runs: AtomicBool::new(false),
-            woken: AtomicBool::new(false),
-            called: AtomicBool::new(true),
-        })
-    }
-
-    /// The task runs from now on.
-    pub(crate) fn begin(&self, cx: &Context<'_>) {
-        self.waker.register(cx.waker());
-        self.runs.store(true, Ordering::SeqCst);
-    }
-
-    /// The task does not run any more. Returns whether it has to, because something was woken.
-    pub(crate) fn end(&self) -> bool {
-        self.runs.store(false, Ordering::SeqCst);
-        self.take_woken()
-    }
-
-    /// Returns whether something was woken since this was asked last.
-    pub(crate) fn take_woken(&self) -> bool {
-        self.woken.swap(false, Ordering::SeqCst)
-    }
-
-    /// Has the task come to the pool the next time it runs.
-    pub(crate) fn call(&self) {
-        self.called.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn take_called(&self) -> bool {
-        self.called.swap(false, Ordering::AcqRel)
-    }
-}
-
-impl Wake for Handle {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        // In this order, so that the task sees it if it is about to return.
-        self.woken.store(true, Ordering::SeqCst);
-        if !self.runs.load(Ordering::SeqCst) {
-            self.waker.wake();
-        }
-    }
-}
-
-/// Wakes the task of a connection for its exchanges.
-///
-/// It is apart from the [`Handle`], so that a task which has polled its exchanges need not poll
-/// HTTP/2 once more.
-#[derive(Debug)]
-pub(crate) struct ExchangeWaker {
-    handle: Arc<Handle>,
-    woken: AtomicBool,
-}
-
-impl ExchangeWaker {
-    pub(crate) fn new(handle: Arc<Handle>) -> Arc<Self> {
-        let woken = AtomicBool::new(false);
-        Arc::new(Self { handle, woken })
-    }
-
-    /// Returns whether an exchange was woken since this was asked last.
-    pub(crate) fn take_woken(&self) -> bool {
-        self.woken.swap(false, Ordering::SeqCst)
-    }
-}
-
-impl Wake for ExchangeWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::SeqCst);
-        if !self.handle.runs.load(Ordering::SeqCst) {
-            self.handle.waker.wake();
-        }
-    }
-}
 
 impl Connections {
     pub(crate) fn len(&self) -> usize {
@@ -240,7 +129,7 @@ impl Connections {
     /// caller on it waiting who is not standing still himself.
     pub(crate) fn are_all_on(&self, runtime: runtime::Id) -> bool {
         self.iter()
-            .all(|connection| connection.handle.runtime == runtime)
+            .all(|connection| connection.handle.runtime() == runtime)
     }
 
     /// Whether a connection other than this one has room for a call.
@@ -315,7 +204,7 @@ impl Connections {
                 None if overdue => connection.missed = Some(now),
                 // Twice: a thread that was blocked may just be about to run it.
                 Some(missed) if overdue && now >= missed + PASSED_OVER => {
-                    lost |= !std::mem::replace(&mut connection.lost, true);
+                    lost |= !mem::replace(&mut connection.lost, true);
                 }
                 _ => {}
             }

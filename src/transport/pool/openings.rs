@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::{runtime, time::Instant};
 use tonic::Status;
 
-use super::connections::{Connection, Handle};
+use super::connections::Connection;
 use crate::{
     backoff::Backoff,
     status::{Origin, caused},
+    transport::waker::Handle,
 };
 
 /// The attempts to open a connection, and the backoff after failures.
