@@ -44,7 +44,7 @@ use self::{
     pool::Pool,
 };
 pub(crate) use self::{
-    call::{CredentialsExpired, Unary},
+    call::{Unary, Unsent},
     connector::Connector,
     dial::{Dial, is_localhost},
     pool::Limits,
@@ -76,6 +76,10 @@ use crate::{
 /// otherwise every call would be sent just before it expires. Of ten calls one is left to those
 /// without a deadline, or with a timeout of 30 s and more.
 ///
+/// **Streaming.** The response to a request of [`OperationsClient`](crate::OperationsClient) is read
+/// whole by the connection's task. That to any other request is streamed: its reader paces the
+/// server, and it keeps its stream until it is read to its end or dropped.
+///
 /// **Retries.** A call that the server certainly did not process is sent again at once: any number of
 /// times if nothing of it was written, and once if the server refused it.
 ///
@@ -84,8 +88,11 @@ use crate::{
 /// timers (`enable_all()`).
 ///
 #[doc = include_str!("transport/faults.md")]
-#[derive(Clone)]
-pub struct Transport(Arc<Shared>);
+pub struct Transport {
+    shared: Arc<Shared>,
+    /// The number under which this waits for room in the queue.
+    waiting: Option<u64>,
+}
 
 struct Shared {
     pool: Arc<Pool>,
@@ -109,12 +116,16 @@ impl Transport {
         scheme: Scheme,
         user_agent: HeaderValue,
     ) -> Self {
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             scheme,
             authority: connector.authority().clone(),
             pool: Pool::new(connector, limits),
             user_agent,
-        }))
+        });
+        Self {
+            shared,
+            waiting: None,
+        }
     }
 
     /// Opens the first connection.
@@ -124,26 +135,43 @@ impl Transport {
     /// `UNAVAILABLE`: it cannot be opened.
     pub(crate) async fn connect(&self) -> Result<(), Status> {
         let runtime = runtime("a connection")?;
-        open_first(&self.0.pool, runtime).await
+        open_first(&self.shared.pool, runtime).await
     }
 
     pub(crate) fn user_agent(&self) -> &HeaderValue {
-        &self.0.user_agent
+        &self.shared.user_agent
     }
 
     /// Returns a function that returns how many streams the connections have, for as long as the
     /// transport exists.
     pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
-        let pool = Arc::downgrade(&self.0.pool);
+        let pool = Arc::downgrade(&self.shared.pool);
         move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
+    }
+}
+
+impl Clone for Transport {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            waiting: None,
+        }
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.waiting {
+            self.shared.pool.unregister(waiting);
+        }
     }
 }
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (connections, queued) = self.0.pool.counts();
+        let (connections, queued) = self.shared.pool.counts();
         f.debug_struct("Transport")
-            .field("authority", &self.0.authority)
+            .field("authority", &self.shared.authority)
             .field("connections", &connections)
             .field("queued", &queued)
             .finish()
@@ -157,12 +185,12 @@ impl Service<Request<Body>> for Transport {
 
     /// Ready while the queue of calls is not full. Nothing is reserved.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.0.pool.poll_room(cx).map(Ok)
+        self.shared.pool.poll_room(&mut self.waiting, cx).map(Ok)
     }
 
     /// Queues the call at once, if its body is there, as that of a unary call is.
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let shared = self.0.clone();
+        let shared = self.shared.clone();
         let (head, body) = request.into_parts();
         let head = Request::from_parts(head, ());
         let mut body = Collecting::new(body);

@@ -223,6 +223,29 @@ fn a_connection_whose_runtime_stands_still_loses_its_calls_to_another() {
 }
 
 #[test]
+fn a_call_that_is_refused_beside_a_connection_that_stands_still_is_sent_again() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        let mut peer = Peer::accept(io).await?;
+        if before > 0 {
+            let stream = peer.call().await?;
+            peer.reset(stream, 7).await?;
+        }
+        peer.serve().await
+    });
+    let (still, runs) = (on_demand(), on_demand());
+    let client = still.block_on(builder(listener.url()).connect());
+    let client = client.expect("a server");
+    let answer = still.block_on(client.cancel_operation(NAME));
+    answer.expect("an answer");
+    let answer = runs.block_on(
+        client
+            .with_timeout(Duration::from_secs(4))
+            .cancel_operation(NAME),
+    );
+    answer.expect("an answer");
+}
+
+#[test]
 fn an_attempt_on_a_runtime_that_stands_still_is_void() {
     let listener = serve();
     let (still, runs) = (on_demand(), on_demand());

@@ -212,6 +212,27 @@ async fn no_stream_is_lost_to_calls_that_are_dropped_whenever() {
     assert_eq!(server.seen.open(), 2);
 }
 
+/// A wake-up that is lost shows only between threads, in one of some thousand calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_call_waits_for_a_wake_up_that_was_lost() {
+    let server = Server::start(Habits::default());
+    let client = connect(&server).await;
+    let client = client.with_timeout(Duration::from_secs(2));
+    let end = Instant::now() + Duration::from_secs(4);
+    let callers: JoinSet<()> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            async move {
+                while Instant::now() < end {
+                    client.cancel_operation(NAME).await.expect("an answer");
+                }
+            }
+        })
+        .collect();
+    callers.join_all().await;
+    assert!(server.seen.calls() > 1_000, "{}", server.seen.calls());
+}
+
 #[tokio::test]
 async fn idle_surplus_goes_and_the_last_connection_stays() {
     let server = Server::start(Habits {

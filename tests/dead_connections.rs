@@ -377,3 +377,48 @@ async fn a_server_that_wants_calm_for_another_reason_is_pinged_as_before() {
         begin.elapsed()
     );
 }
+
+#[tokio::test]
+async fn a_dead_connection_whose_streams_were_all_dropped_is_found_out() {
+    let listener = Listener::start(|before, io: TcpStream| async move {
+        let mut peer = Peer::accept_with(io, 10).await?;
+        if before > 0 {
+            return peer.serve().await;
+        }
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let client = builder(&listener).max_connections(NonZeroUsize::MIN);
+    let client = client.connect().await.expect("a server");
+    let mut calls: JoinSet<_> = (0..10)
+        .map(|_| {
+            let client = client.clone();
+            async move { client.cancel_operation(NAME).await }
+        })
+        .collect();
+    sleep(Duration::from_millis(100)).await;
+    calls.shutdown().await; // long before their deadlines
+    let begin = Instant::now();
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("on another connection");
+    assert!(
+        begin.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(listener.accepted(), 2);
+}
+
+#[tokio::test]
+async fn the_longest_times_are_no_times_at_all() {
+    let server = Mortal::start(100, Duration::from_millis(200));
+    let client = builder(&server.listener)
+        .keepalive(Duration::from_millis(20), Duration::MAX)
+        .max_connection_age(Duration::MAX)
+        .connect_timeout(Duration::MAX);
+    let client = client.connect().await.expect("a server");
+    client.cancel_operation(NAME).await.expect("an answer");
+    assert_eq!(server.listener.accepted(), 1);
+}

@@ -184,6 +184,39 @@ async fn a_stream_that_is_dropped_is_reset_and_free_again() {
 }
 
 #[tokio::test]
+async fn calls_that_wait_for_streams_which_are_dropped_together_are_answered() {
+    let listener = Listener::start(|_, io: TcpStream| async move {
+        let mut peer = Peer::accept_with(io, 2).await?;
+        for n in 0.. {
+            let stream = peer.call().await?;
+            if n < 2 {
+                peer.head(stream).await?;
+                send(&mut peer, stream, &message("one".to_owned())).await?;
+            } else {
+                peer.answer(stream).await?;
+            }
+        }
+        Ok(())
+    });
+    let client = connect(&listener).await;
+    let mut one = watch(&client, None).await.expect("a stream");
+    let mut two = watch(&client, None).await.expect("a stream");
+    one.message().await.expect("a message");
+    two.message().await.expect("a message");
+    let calls: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.cancel_operation(NAME).await })
+        })
+        .collect();
+    sleep(Duration::from_millis(50)).await;
+    drop((one, two));
+    for call in calls {
+        call.await.expect("no panic").expect("an answer");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_ends_at_its_deadline() {
     let listener = Listener::start(|_, io: TcpStream| async move {
         let mut peer = Peer::accept(io).await?;

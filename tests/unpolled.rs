@@ -125,6 +125,27 @@ async fn a_call_that_is_not_polled_at_its_deadline_frees_its_stream() {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
 
+#[tokio::test]
+async fn a_call_without_an_answer_does_not_hold_back_a_large_answer_under_a_small_budget() {
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(100),
+        bytes: 3 << 20,
+        ..Habits::default()
+    });
+    let client = OperationsClient::builder(server.url())
+        .max_connections(NonZeroUsize::MIN)
+        .max_buffered_bytes(1 << 20)
+        .connect()
+        .await
+        .expect("a server");
+    let first = client.get_operation(NAME);
+    let second = client.get_operation(NAME);
+    // More than the server may send at once, and so more than the budget while it is read.
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!(first.expect("an answer").name.len(), 3 << 20);
+    assert_eq!(second.expect("an answer").name.len(), 3 << 20);
+}
+
 /// A server that answers each call before it has read the request, which so is never sent whole.
 fn early(reset: bool, answered: Arc<AtomicUsize>) -> Listener {
     Listener::start(move |_, io: TcpStream| {

@@ -15,7 +15,7 @@ use crate::{
     deadline,
     status::{Origin, StatusExt as _, caused, local},
     task::runtime,
-    transport::CredentialsExpired,
+    transport::Unsent,
 };
 
 /// How long a call without a deadline waits for its first token.
@@ -116,8 +116,7 @@ impl<S: Stack> OperationsClient<S> {
             }
             let stack = self.stack.clone();
             match call.attempt(before, stack, deadline, auth, limit).await {
-                // It was not sent, and gets the next token.
-                Err(status) if auth.is_some() && CredentialsExpired::caused(&status) => {}
+                Err(status) if Unsent::caused(&status) => {}
                 result => break result,
             }
         };

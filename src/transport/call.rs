@@ -64,7 +64,8 @@ impl Call {
             return Some(deadline.exceeded(QUEUED));
         }
         let expire = self.unary?.credentials_expire?;
-        (now >= expire).then(CredentialsExpired::status)
+        let message = "the call's credentials expired while it was queued for a stream";
+        (now >= expire).then(|| Unsent::CredentialsExpired.status(message))
     }
 
     /// Sets `grpc-timeout` to the time that is left, if that has changed noticeably.
@@ -82,14 +83,23 @@ impl Call {
 /// What a call was doing that did not leave the queue in time.
 pub(crate) const QUEUED: &str = "the call was still queued for a stream";
 
-/// The credentials of a call expired while it was queued. It was not sent.
+/// Why a call was not sent, where [`OperationsClient`](crate::OperationsClient) makes it again by
+/// itself.
 #[derive(Debug)]
-pub(crate) struct CredentialsExpired;
+pub(crate) enum Unsent {
+    /// Its credentials expired while it was queued. It gets new ones.
+    CredentialsExpired,
+    /// The queue was full again when it came. It waits for room.
+    QueueFull,
+}
 
-impl CredentialsExpired {
-    fn status() -> Status {
-        let message = "the call's credentials expired while it was queued for a stream";
-        caused(Code::Unavailable, message, Origin::Client, Self)
+impl Unsent {
+    pub(crate) fn status(self, message: impl Into<String>) -> Status {
+        let code = match self {
+            Self::CredentialsExpired => Code::Unavailable,
+            Self::QueueFull => Code::ResourceExhausted,
+        };
+        caused(code, message, Origin::Client, self)
     }
 
     /// Whether this is what a call ended with.
@@ -105,10 +115,13 @@ impl CredentialsExpired {
     }
 }
 
-impl fmt::Display for CredentialsExpired {
+impl fmt::Display for Unsent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the credentials expired before the call was sent")
+        f.write_str(match self {
+            Self::CredentialsExpired => "the credentials expired before the call was sent",
+            Self::QueueFull => "the queue was full",
+        })
     }
 }
 
-impl std::error::Error for CredentialsExpired {}
+impl std::error::Error for Unsent {}

@@ -22,7 +22,7 @@ use super::{
     abandoned::AbandonedStreams,
     call::Call,
     connector::{Http2, Opened, WINDOW},
-    exchange::{End, Exchange, FailedCall, Unsent},
+    exchange::{End, Exchange, FailedCall, NotStarted},
     keepalive::{Keepalive, Verdict},
     link::{Link, RequestBody},
     pool::{Attempt, Load, Pool},
@@ -148,6 +148,8 @@ struct Connection {
     http2: Option<Http2>,
     /// `None` once no more calls are taken: HTTP/2 closes after the last stream.
     sender: Option<SendRequest<RequestBody>>,
+    /// Whether HTTP/2 has to write something before it takes the next request.
+    is_full: bool,
     exchanges: FuturesUnordered<Exchange>,
     abandoned: AbandonedStreams,
     /// Whether there is a frame to write of which HTTP/2 does not wake this task.
@@ -170,6 +172,8 @@ struct Connection {
     closing_since: Option<Instant>,
     /// The earliest deadline of an exchange, or an earlier instant.
     deadline: Option<Instant>,
+    /// When the task comes to the pool although nothing calls it, while calls are queued.
+    visit_at: Option<Instant>,
     /// When the budget for answers is looked at again.
     over_budget: Option<Instant>,
     timer: Pin<Box<Sleep>>,
@@ -190,6 +194,9 @@ const BATCH: usize = 64;
 
 /// How long a connection that is not needed may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often the task comes to the pool while calls are queued.
+const VISITS: Duration = Duration::from_secs(1);
 
 /// How often the budget for answers is looked at while it is exceeded.
 const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
@@ -230,10 +237,12 @@ impl Connection {
                 budget: pool.budget.clone(),
                 probes: 0.into(),
                 unsent: 0.into(),
+                held_back: false.into(),
                 unanswered: OnceLock::new(),
             }),
             http2: Some(http2),
             sender: Some(sender),
+            is_full: false,
             exchanges: FuturesUnordered::new(),
             abandoned: AbandonedStreams::new(),
             has_frames: false,
@@ -248,6 +257,7 @@ impl Connection {
             retire_at: age.and_then(|age| now.checked_add(age)),
             closing_since: None,
             deadline: None,
+            visit_at: None,
             over_budget: None,
             timer: Box::pin(sleep_until(now)),
             batch: Vec::new(),
@@ -260,8 +270,8 @@ impl Connection {
         let limit = limit.min(self.streams);
         let abandoned = self.abandoned.len();
         let streams = self.exchanges.len() + abandoned;
-        let blocked = self.link.counters.is_write_blocked() || self.link.budget.is_exceeded();
-        let room = match blocked || self.sender.is_none() {
+        let blocked = self.link.counters.is_write_blocked() || self.link.is_over_budget();
+        let room = match blocked || self.is_full || self.sender.is_none() {
             true => 0,
             false => limit.saturating_sub(streams),
         };
@@ -297,11 +307,14 @@ impl Connection {
         }
     }
 
-    /// Whether the connection takes more calls: the server may be closing it.
-    fn is_open(&mut self) -> bool {
+    /// Whether HTTP/2 takes a request now. An error says that the connection takes no more: the
+    /// server may be closing it.
+    fn poll_sender(&mut self) -> Poll<Result<(), h2::Error>> {
         let mut cx = Context::from_waker(Waker::noop());
-        let sender = self.sender.as_mut();
-        sender.is_some_and(|sender| !matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_))))
+        match &mut self.sender {
+            Some(sender) => sender.poll_ready(&mut cx),
+            None => Poll::Pending,
+        }
     }
 
     /// Polls the exchanges until a batch of them has ended. Returns whether there may be more.
@@ -399,8 +412,11 @@ impl Connection {
     fn reset_abandoned(&mut self, now: Instant) {
         let probes = self.link.probes.load(Ordering::Relaxed);
         let blocked = self.link.counters.is_write_blocked();
-        if self.abandoned.postpone(now) && !blocked && self.probe() {
-            self.abandoned.reset(probes);
+        if self.abandoned.postpone(now) && !blocked {
+            if self.probe() {
+                self.abandoned.reset(probes);
+            }
+            self.keepalive.probed(now);
         }
     }
 
@@ -429,6 +445,7 @@ impl Connection {
         let taken = pool.take(&self.handle, load, BATCH, now, &mut batch);
         self.answered = false;
         self.queued = taken.queued > 0;
+        self.visit_at = self.queued.then(|| now + VISITS);
         self.reported = Load {
             streams: load.streams + batch.len(),
             room: load.room - batch.len(),
@@ -447,7 +464,7 @@ impl Connection {
             self.sender = None;
         }
         if taken.unassigned {
-            pool.assign_all(None);
+            pool.assign_all(Some(self.handle.id));
             open_if_needed(pool);
         }
         if let Some(since) = taken.doubted
@@ -465,7 +482,9 @@ impl Connection {
         if let Some(status) = call.too_late(now) {
             return call.reply(Err(status));
         }
-        let Some(sender) = &mut self.sender else {
+        // A reset that is not written yet keeps its stream from the next request.
+        self.is_full |= self.poll_sender().is_pending();
+        let Some(sender) = self.sender.as_mut().filter(|_| !self.is_full) else {
             return pool.put_back(call);
         };
         match Exchange::start(call, sender, &self.link, now) {
@@ -474,13 +493,13 @@ impl Connection {
                 self.deadline = earlier(self.deadline, deadline);
                 self.exchanges.push(exchange);
             }
-            Err(unsent) => match *unsent {
-                Unsent::Closed(call) => {
+            Err(not_started) => match *not_started {
+                NotStarted::Closed(call) => {
                     self.retire();
                     pool.put_back(call);
                     open_if_needed(pool);
                 }
-                Unsent::Refused(call, error) => call.reply(Err(refused(error))),
+                NotStarted::Refused(call, error) => call.reply(Err(refused(error))),
             },
         }
     }
@@ -494,6 +513,10 @@ impl Connection {
         match self.keepalive.check(now) {
             Verdict::Alive | Verdict::Probe => {}
             Verdict::Dead(timeout) => return Err(Some(timeout)),
+        }
+        if is_due(self.visit_at) {
+            self.visit_at = None;
+            self.handle.call();
         }
         if is_due(self.retire_at) {
             self.retire_at = None;
@@ -531,6 +554,7 @@ impl Connection {
     /// not polled.
     fn expire(&mut self, now: Instant) {
         self.deadline = None;
+        self.idle_since = now;
         let has_passed = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         if self.exchanges.iter().any(|e| has_passed(e.deadline())) {
             for mut exchange in mem::take(&mut self.exchanges) {
@@ -549,10 +573,10 @@ impl Connection {
     /// more.
     fn release(&mut self) {
         self.over_budget = None;
-        if !self.link.budget.is_exceeded() {
+        if !self.link.is_over_budget() {
             return self.exchanges.iter_mut().for_each(Exchange::release);
         }
-        let oldest = self.exchanges.iter_mut().filter(|e| e.number().is_some());
+        let oldest = self.exchanges.iter_mut().filter(|e| e.is_held_back());
         if let Some(oldest) = oldest.min_by_key(|exchange| exchange.number()) {
             oldest.release();
         }
@@ -560,8 +584,8 @@ impl Connection {
 
     /// Sets the timer to the next instant at which something is due.
     fn arm(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
-        if self.link.budget.is_exceeded() && self.over_budget.is_none() {
-            self.over_budget = now.checked_add(BUDGET_INTERVAL);
+        if self.link.held_back.swap(false, Ordering::Relaxed) {
+            self.over_budget = self.over_budget.or(now.checked_add(BUDGET_INTERVAL));
         }
         if self.sender.is_none() && self.exchanges.is_empty() {
             self.closing_since = self.closing_since.or(Some(now));
@@ -571,6 +595,7 @@ impl Connection {
             self.deadline,
             self.keepalive.due(),
             self.retire_at,
+            self.visit_at,
             self.over_budget,
             self.abandoned.due(),
             self.idle_at(),
@@ -611,8 +636,10 @@ impl Connection {
             self.end(now);
             return Turn::Ended;
         }
-        if self.sender.is_some() && !self.is_open() {
-            self.retire();
+        match self.poll_sender() {
+            Poll::Ready(Ok(())) => self.is_full = false,
+            Poll::Ready(Err(_)) => self.retire(),
+            Poll::Pending => {}
         }
         let more = self.take_calls(now) | mem::take(&mut self.has_frames) | more;
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();

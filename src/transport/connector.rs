@@ -48,7 +48,7 @@ pub(crate) struct Opened {
     pub(crate) counters: Arc<Counters>,
 }
 
-pub(crate) type Http2 = client::Connection<CountedIo<Box<dyn Io>>, RequestBody>;
+pub(crate) type Http2 = client::Connection<Box<dyn Io>, RequestBody>;
 
 impl Connector {
     pub(crate) fn authority(&self) -> &Authority {
@@ -90,12 +90,14 @@ impl Connector {
             .dial(self.uri.clone())
             .await
             .map_err(Unopened::Failed)?;
+        // Beneath TLS, which may have written bytes although it reports an error.
+        let (io, counters) = CountedIo::new(io);
+        let io: Box<dyn Io> = Box::new(io);
         #[cfg(feature = "_tls")]
         let io = match &self.tls {
             Some(tls) => tls.secure(io).await.map_err(failed)?,
             None => io,
         };
-        let (io, counters) = CountedIo::new(io);
         let (sender, mut http2) = client::Builder::new()
             // No pushes: gRPC has none.
             .enable_push(false)

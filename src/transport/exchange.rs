@@ -87,7 +87,7 @@ pub(crate) struct FailedCall {
 }
 
 /// Why a request could not be given to HTTP/2.
-pub(crate) enum Unsent {
+pub(crate) enum NotStarted {
     /// The connection takes no more requests.
     Closed(Call),
     /// HTTP/2 refuses the request itself.
@@ -101,7 +101,7 @@ impl Exchange {
         sender: &mut SendRequest<RequestBody>,
         link: &Arc<Link>,
         now: Instant,
-    ) -> Result<Self, Box<Unsent>> {
+    ) -> Result<Self, Box<NotStarted>> {
         call.update_timeout(now);
         let (response, mut request) = match sender.send_request(call.head.clone(), false) {
             Ok(stream) => stream,
@@ -109,8 +109,8 @@ impl Exchange {
                 let mut cx = Context::from_waker(Waker::noop());
                 let closed = matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_)));
                 return Err(Box::new(match closed {
-                    true => Unsent::Closed(call),
-                    false => Unsent::Refused(call, error),
+                    true => NotStarted::Closed(call),
+                    false => NotStarted::Refused(call, error),
                 }));
             }
         };
@@ -150,6 +150,12 @@ impl Exchange {
             call.reply(Err(deadline.exceeded("the server has not answered")));
         }
         abandoned
+    }
+
+    /// Whether the server waits for window.
+    pub(crate) fn is_held_back(&self) -> bool {
+        let response = self.response.as_ref();
+        response.is_some_and(|response| response.unreleased > 0)
     }
 
     /// Gives the server the window for more of the response.
@@ -283,7 +289,7 @@ impl Exchange {
                 break;
             };
             self.reads = self.link.unasked_reads();
-            if !response.push(data?, body, &self.link.budget) {
+            if !response.push(data?, body, &self.link) {
                 return Poll::Ready(Ok(self.reply(None, false)));
             }
         }
@@ -338,7 +344,7 @@ impl Arriving {
     }
 
     /// Takes in data; returns whether the caller accepts more.
-    fn push(&mut self, data: Bytes, body: &mut RecvStream, budget: &Arc<Budget>) -> bool {
+    fn push(&mut self, data: Bytes, body: &mut RecvStream, link: &Link) -> bool {
         /// HTTP/2 sends a window update only once half of the window is used. To release less at a
         /// time saves nothing but costs a lock.
         const STEP: usize = 64 << 10;
@@ -354,14 +360,14 @@ impl Arriving {
         if length > Budget::SMALL {
             let buffered = self
                 .buffered
-                .get_or_insert_with(|| Buffered::new(budget.clone()));
+                .get_or_insert_with(|| Buffered::new(link.budget.clone()));
             buffered.add(if before > Budget::SMALL {
                 length - before
             } else {
                 length
             });
         }
-        if self.unreleased >= STEP && !budget.is_exceeded() {
+        if self.unreleased >= STEP && !link.is_over_budget() {
             self.release(body);
         }
         let prefix = self.bytes().first_chunk::<5>();

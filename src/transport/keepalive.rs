@@ -25,6 +25,8 @@ pub(crate) struct Keepalive {
     /// When the peer was pinged last, unless a call was answered since.
     pinged: Option<Instant>,
     asked: Option<Asked>,
+    /// Since when a probe is not acknowledged that was sent for another reason.
+    probed_at: Option<Instant>,
 }
 
 /// A question that the peer has not answered.
@@ -68,6 +70,7 @@ impl Keepalive {
             busy_since: None,
             pinged: None,
             asked: None,
+            probed_at: None,
         }
     }
 
@@ -77,7 +80,13 @@ impl Keepalive {
             self.reads = reads;
             self.read_at = now;
             self.asked = None;
+            self.probed_at = None;
         }
+    }
+
+    /// Notes that the peer has to acknowledge a probe.
+    pub(crate) fn probed(&mut self, now: Instant) {
+        self.probed_at = self.probed_at.or(Some(now));
     }
 
     /// Notes whether calls wait for the peer.
@@ -123,10 +132,13 @@ impl Keepalive {
 
     /// Does what is due.
     pub(crate) fn check(&mut self, now: Instant) -> Verdict {
+        if self.probe_ends().is_some_and(|end| now >= end) {
+            return Verdict::Dead(SUSPECT_TIMEOUT);
+        }
         if let Some(asked) = self.asked {
-            return match now >= asked.at + asked.timeout {
-                true => Verdict::Dead(asked.timeout),
-                false => Verdict::Alive,
+            return match asked.at.checked_add(asked.timeout) {
+                Some(end) if now >= end => Verdict::Dead(asked.timeout),
+                _ => Verdict::Alive,
             };
         }
         if self.ping_due().is_some_and(|due| now >= due) {
@@ -141,10 +153,15 @@ impl Keepalive {
 
     /// Returns when [`check`](Self::check) is due.
     pub(crate) fn due(&self) -> Option<Instant> {
-        match self.asked {
+        let due = match self.asked {
             Some(asked) => asked.at.checked_add(asked.timeout),
             None => self.ping_due(),
-        }
+        };
+        due.into_iter().chain(self.probe_ends()).min()
+    }
+
+    fn probe_ends(&self) -> Option<Instant> {
+        self.probed_at.map(|at| at + SUSPECT_TIMEOUT)
     }
 
     fn ping_due(&self) -> Option<Instant> {

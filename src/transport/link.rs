@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,11 +25,23 @@ pub(crate) struct Link {
     pub(crate) probes: AtomicUsize,
     /// Requests that HTTP/2 has not written to their ends.
     pub(crate) unsent: AtomicUsize,
+    /// Whether something waits until the budget is no longer exceeded.
+    pub(crate) held_back: AtomicBool,
     /// How long the peer did not answer, if that ended the connection.
     pub(crate) unanswered: OnceLock<Duration>,
 }
 
 impl Link {
+    /// Whether the budget is exceeded. If so, whoever asks holds something back, and the
+    /// connection's task has to look again.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        let exceeded = self.budget.used.load(Ordering::Relaxed) > self.budget.max;
+        if exceeded {
+            self.held_back.store(true, Ordering::Relaxed);
+        }
+        exceeded
+    }
+
     /// Returns how many reads there were, beyond one for each probe. If it has not grown since a
     /// request was sent, nothing has come but perhaps what was asked for.
     pub(crate) fn unasked_reads(&self) -> isize {
@@ -105,10 +117,6 @@ impl Budget {
             used: AtomicUsize::new(0),
             max,
         })
-    }
-
-    pub(crate) fn is_exceeded(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.max
     }
 }
 

@@ -5,6 +5,7 @@ mod openings;
 mod queue;
 
 use std::{
+    collections::BTreeMap,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,12 +16,17 @@ use std::{
 };
 
 use tokio::{runtime, time::Instant};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use self::{connections::Connections, openings::Openings, queue::Queue};
 pub(crate) use self::{connections::Load, openings::Attempt};
-use super::{call::Call, connector::Connector, link::Budget, waker::Handle};
-use crate::{status::local, trace};
+use super::{
+    call::{Call, Unsent},
+    connector::Connector,
+    link::Budget,
+    waker::Handle,
+};
+use crate::trace;
 
 /// The settings of a pool.
 #[derive(Clone, Debug)]
@@ -64,8 +70,9 @@ struct State {
     streams: usize,
     /// How often a server complained of too many pings.
     complaints: u32,
-    /// The callers that wait until the queue is not full.
-    waiting_for_room: Vec<Waker>,
+    /// The callers that wait until the queue is not full, by the numbers of their registrations.
+    waiting_for_room: BTreeMap<u64, Waker>,
+    registrations: u64,
 }
 
 /// A call that was queued.
@@ -99,7 +106,8 @@ impl Pool {
             openings: Openings::default(),
             streams: limits.streams_per_connection.min(100),
             complaints: 0,
-            waiting_for_room: Vec::new(),
+            waiting_for_room: BTreeMap::new(),
+            registrations: 0,
         };
         Arc::new(Self {
             connector: Arc::new(connector),
@@ -127,7 +135,11 @@ impl Pool {
 
     /// Ready while the queue is not full. Nothing is reserved: the queue may be full again when the
     /// call comes.
-    pub(crate) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_room(
+        &self,
+        registration: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         if !self.full.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
@@ -135,11 +147,21 @@ impl Pool {
         if !self.full.load(Ordering::Acquire) {
             return Poll::Ready(());
         }
-        let waiting = &mut state.waiting_for_room;
-        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
+        let registration = *registration.get_or_insert_with(|| {
+            state.registrations += 1;
+            state.registrations
+        });
+        let waker = cx.waker().clone();
+        let before = state.waiting_for_room.insert(registration, waker);
+        drop(state);
+        drop(before);
         Poll::Pending
+    }
+
+    /// Ends a registration of [`poll_room`](Self::poll_room).
+    pub(crate) fn unregister(&self, registration: u64) {
+        let waker = self.lock().waiting_for_room.remove(&registration);
+        drop(waker);
     }
 
     /// Queues the call of a caller on this runtime, and wakes a connection for it.
@@ -151,7 +173,7 @@ impl Pool {
     pub(crate) fn push(&self, call: Call, caller: runtime::Id) -> Result<Pushed, Status> {
         let now = call.queued;
         let mut state = self.lock();
-        if state.connections.is_empty()
+        if state.connections.present().next().is_none()
             && let Some(failure) = state.openings.backoff_failure(now)
         {
             return Err(failure);
@@ -159,6 +181,10 @@ impl Pool {
         let expired = match state.queue.is_full() {
             true => state.queue.remove_expired(now),
             false => Vec::new(),
+        };
+        let room = match expired.is_empty() {
+            true => Vec::new(),
+            false => self.room_made(&mut state),
         };
         let pushed = match state.queue.is_full() {
             true => Err(full(state.queue.bound())),
@@ -175,6 +201,7 @@ impl Pool {
         if let Some(handle) = wake {
             handle.wake_by_ref();
         }
+        room.into_iter().for_each(Waker::wake);
         for call in expired {
             call.reply_too_late(now);
         }
@@ -269,8 +296,12 @@ impl Pool {
             return self.take(handle, load, max, now, calls);
         }
         let others = state.connections.assigned(now);
+        let expired = match state.queue.is_full() {
+            true => state.queue.remove_expired(now),
+            false => Vec::new(),
+        };
         let share = state.queue.len().saturating_sub(others);
-        let elsewhere = state.connections.has_room_beside(handle);
+        let elsewhere = state.connections.has_room_beside(handle, now);
         for _ in 0..share.min(load.room).min(max) {
             calls.extend(state.queue.pop(handle.id, !elsewhere, now));
         }
@@ -285,6 +316,9 @@ impl Pool {
         let room = self.room_made(state);
         drop(guard);
         room.into_iter().for_each(Waker::wake);
+        for call in expired {
+            call.reply_too_late(now);
+        }
         taken
     }
 
@@ -334,7 +368,8 @@ impl Pool {
             return; // another attempt has taken its place
         };
         state.openings.failed(begun, failure, Instant::now());
-        let failed = match state.connections.is_empty() && state.openings.is_empty() {
+        let none = state.connections.present().next().is_none() && state.openings.is_empty();
+        let failed = match none {
             true => Some(state.queue.take_all()),
             false => None,
         };
@@ -389,14 +424,28 @@ impl Pool {
         state.complaints = (state.complaints + 1).min(16);
     }
 
-    /// Returns the callers to wake if the queue has been emptied by an eighth.
+    /// Returns the callers to wake, once a full queue has been emptied by an eighth: as many as there
+    /// is room for, first come first served, and all when it is empty.
     fn room_made(&self, state: &mut State) -> Vec<Waker> {
-        let bound = state.queue.bound();
-        if !self.full.load(Ordering::Relaxed) || state.queue.len() > bound - bound.div_ceil(8) {
+        let (length, bound) = (state.queue.len(), state.queue.bound());
+        let full = self.full.load(Ordering::Relaxed);
+        if !full && state.waiting_for_room.is_empty() {
             return Vec::new();
         }
-        self.full.store(false, Ordering::Release);
-        mem::take(&mut state.waiting_for_room)
+        if full && length > bound - bound.div_ceil(8) {
+            return Vec::new();
+        }
+        if full {
+            self.full.store(false, Ordering::Release);
+        }
+        let waiting = &mut state.waiting_for_room;
+        match length {
+            0 => mem::take(waiting).into_values().collect(),
+            _ => std::iter::from_fn(|| waiting.pop_first())
+                .take(bound.saturating_sub(length))
+                .map(|(_, waker)| waker)
+                .collect(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -449,10 +498,7 @@ impl State {
 }
 
 fn full(bound: usize) -> Status {
-    local(
-        Code::ResourceExhausted,
-        format!(
-            "{bound} calls wait for a stream, which is the maximum: send fewer calls at once, or raise max_queued_calls"
-        ),
-    )
+    Unsent::QueueFull.status(format!(
+        "{bound} calls wait for a stream, which is the maximum: send fewer calls at once, or raise max_queued_calls"
+    ))
 }

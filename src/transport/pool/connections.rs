@@ -25,7 +25,7 @@ pub(crate) struct Connection {
     missed: Option<Instant>,
     /// Its runtime stands still: it does not count until it comes.
     lost: bool,
-    /// Whether it knows that calls are queued, although the server allows no streams.
+    /// Whether it knows that calls are queued for which there is no stream.
     aware: bool,
     last_answer: Option<Instant>,
     failing_since: Option<Instant>,
@@ -132,13 +132,13 @@ impl Connections {
             .all(|connection| connection.handle.runtime() == runtime)
     }
 
-    /// Whether a connection other than this one has room for a call.
-    pub(crate) fn has_room_beside(&self, handle: &Handle) -> bool {
+    /// Whether a connection other than this one has room for a call, and would take it.
+    pub(crate) fn has_room_beside(&self, handle: &Handle, now: Instant) -> bool {
         let mut others = self
             .0
             .iter()
             .filter(|connection| connection.handle.id != handle.id);
-        others.any(|connection| connection.free() > 0)
+        others.any(|connection| connection.free() > 0 && !connection.is_passed_over(now))
     }
 
     /// Whether the server allows no streams just now. It means the client, not the connection.
@@ -157,9 +157,9 @@ impl Connections {
         let mut assigned = self.assigned(now);
         while assigned < queued {
             let Some(index) = self.choose(queued, avoid, now) else {
-                // One that allows no streams is to know that calls are queued.
+                // One of them is to know that calls are queued.
                 let oldest = self.0.first_mut()?;
-                let unaware = oldest.load.limit == 0 && !oldest.aware;
+                let unaware = !oldest.aware;
                 return unaware.then(|| oldest.wake(now)).flatten();
             };
             let connection = &mut self.0[index];

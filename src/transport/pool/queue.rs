@@ -15,7 +15,7 @@ use crate::transport::call::Call;
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// Calls that were taken and put back. They are taken first.
-    returned: Vec<Call>,
+    returned: VecDeque<Call>,
     /// Calls by their numbers. `None` is a call that was removed; the first and the last are calls.
     waiting: VecDeque<(u64, Option<Call>)>,
     /// The calls in `waiting`.
@@ -33,7 +33,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn new(bound: usize) -> Self {
         Self {
-            returned: Vec::new(),
+            returned: VecDeque::new(),
             waiting: VecDeque::new(),
             count: 0,
             next: 0,
@@ -72,7 +72,7 @@ impl Queue {
 
     /// Puts back a call that was taken and not sent, or not processed.
     pub(crate) fn put_back(&mut self, call: Call) {
-        self.returned.push(call);
+        self.returned.push_back(call);
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
@@ -89,7 +89,7 @@ impl Queue {
         }
         let mut returned = self.returned.iter();
         let index = returned.position(|call| call.number == number)?;
-        Some(self.returned.remove(index))
+        self.returned.remove(index)
     }
 
     /// Removes the calls whose deadline has passed, but not more often than every 10 ms. Callers that
@@ -111,7 +111,7 @@ impl Queue {
     pub(crate) fn pop(&mut self, connection: u64, any: bool, now: Instant) -> Option<Call> {
         let mut returned = self.returned.iter();
         if let Some(index) = returned.position(|call| any || call.avoid != Some(connection)) {
-            return Some(self.returned.remove(index));
+            return self.returned.remove(index);
         }
         self.congested |= self.is_congested(now);
         let oldest = self.oldest();
