@@ -10,6 +10,7 @@ mod dial;
 mod exchange;
 mod keepalive;
 mod link;
+mod opening;
 mod pool;
 mod waker;
 
@@ -40,7 +41,7 @@ pub(crate) use self::connector::Tls;
 use self::{
     body::Collecting,
     call::{Call, QUEUED},
-    connection::{open_first, open_if_needed},
+    opening::{open, open_first},
     pool::Pool,
 };
 pub(crate) use self::{
@@ -119,7 +120,7 @@ impl Transport {
         let shared = Arc::new(Shared {
             scheme,
             authority: connector.authority().clone(),
-            pool: Pool::new(connector, limits),
+            pool: Pool::new(connector, limits, open),
             user_agent,
         });
         Self {
@@ -296,7 +297,7 @@ impl Shared {
             has_ended: false,
         };
         if pushed.open {
-            open_if_needed(&queued.shared.pool);
+            queued.shared.pool.open_if_needed();
         }
         Ok(queued)
     }
@@ -377,7 +378,7 @@ impl Queued {
         let pool = &self.shared.pool;
         self.is_queued = self.is_queued && pool.is_still_queued(self.number);
         if self.is_queued {
-            open_if_needed(pool);
+            pool.open_if_needed();
             if self.deadline.is_none() && now >= self.since + MAX_QUEUED {
                 return Err(not_taken());
             }

@@ -1,4 +1,4 @@
-//! Streams whose callers have gone, and when they are reset.
+//! Streams whose callers were dropped, and when they are reset.
 
 use std::{
     mem,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::link::RequestBody;
 
-/// The streams of a connection whose callers have gone before the server has answered.
+/// The streams of a connection whose callers were dropped before the server has answered.
 ///
 /// A server counts streams that are reset before it has accepted them, and closes the connection when
 /// there are too many, see [CVE-2023-44487](https://nvd.nist.gov/vuln/detail/CVE-2023-44487). It has
@@ -77,14 +77,14 @@ impl AbandonedStreams {
     }
 }
 
-/// A stream whose caller has gone before the server has answered. It resolves when the stream is
+/// A stream whose caller was dropped before the server has answered. It resolves when the stream is
 /// free.
 pub(crate) struct Abandoned {
     request: SendStream<RequestBody>,
     response: ResponseFuture,
     /// [`Link::unasked_reads`](super::link::Link::unasked_reads) when the request was given to HTTP/2.
     pub(crate) reads: isize,
-    /// Whether the caller went because of its deadline.
+    /// Whether the caller was dropped because of its deadline.
     pub(crate) late: bool,
     /// How many probes the connection had sent by then.
     probes: usize,

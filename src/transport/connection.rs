@@ -1,7 +1,6 @@
 //! The task of a connection: it takes calls from the pool, and drives HTTP/2.
 
 use std::{
-    future::poll_fn,
     mem,
     pin::Pin,
     sync::{Arc, OnceLock, Weak, atomic::Ordering},
@@ -12,7 +11,6 @@ use std::{
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::{Reason, client::SendRequest};
 use tokio::{
-    runtime,
     task::unconstrained,
     time::{Instant, Sleep, sleep_until},
 };
@@ -25,119 +23,19 @@ use super::{
     exchange::{End, Exchange, FailedCall, NotStarted},
     keepalive::{Keepalive, Verdict},
     link::{Link, RequestBody},
-    pool::{Attempt, Load, Pool},
+    pool::{Load, Pool},
     waker::{ExchangeWaker, Handle},
 };
 use crate::{
-    status::{Origin, caused, mark},
+    status::{Origin, caused},
     trace,
 };
-
-/// Opens the connections that the pool needs.
-pub(crate) fn open_if_needed(pool: &Arc<Pool>) {
-    // Bounded: a runtime that has ended drops the task at once, and then another is needed.
-    for _ in 0..=pool.limits.max_connections {
-        let Some(attempt) = pool.next_attempt() else {
-            return;
-        };
-        let runtime = attempt.runtime.clone();
-        runtime.spawn(open(Opening {
-            pool: Arc::downgrade(pool),
-            attempt: Some(attempt),
-        }));
-    }
-}
-
-/// Opens a connection on the caller's runtime, whether or not a call needs it.
-///
-/// # Errors
-///
-/// `UNAVAILABLE`: it cannot be opened.
-pub(crate) async fn open_first(pool: &Arc<Pool>, runtime: runtime::Handle) -> Result<(), Status> {
-    let opened = pool.connector.connect().await?;
-    let attempt = pool.attempt_now(runtime);
-    if let Some(connection) = Connection::new(opened, pool, &attempt.handle) {
-        tokio::spawn(connection);
-    }
-    open_if_needed(pool); // the minimum may be more than one
-    Ok(())
-}
-
-async fn open(mut opening: Opening) {
-    let Some(attempt) = &opening.attempt else {
-        return;
-    };
-    let handle = attempt.handle.clone();
-    let begins = attempt.begins;
-    let weak = opening.pool.clone();
-    let connect = async move {
-        if begins > Instant::now() {
-            sleep_until(begins).await;
-        }
-        let pool = weak.upgrade()?;
-        // The pool is not kept alive by its own attempts.
-        let connector = pool.connector.clone();
-        drop(pool);
-        Some(connector.connect().await)
-    };
-    let mut connect = std::pin::pin!(connect);
-    let opened = poll_fn(|cx| {
-        handle.begin(cx);
-        handle.end();
-        match opening.pool.strong_count() {
-            0 => Poll::Ready(None),
-            _ => connect.as_mut().poll(cx),
-        }
-    })
-    .await;
-    let (Some(opened), Some(pool)) = (opened, opening.pool.upgrade()) else {
-        opening.attempt = None;
-        return;
-    };
-    opening.attempt = None;
-    let connection = match opened {
-        Ok(opened) => Connection::new(opened, &pool, &handle),
-        Err(failure) => {
-            pool.not_opened(&handle, &failure);
-            None
-        }
-    };
-    // There may be need of more, and how many streams each has is known now.
-    open_if_needed(&pool);
-    drop((opening, pool));
-    if let Some(connection) = connection {
-        connection.await;
-    }
-}
-
-/// An attempt to open a connection. Dropped before its end, it reports that to the pool.
-struct Opening {
-    pool: Weak<Pool>,
-    attempt: Option<Attempt>,
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        let (Some(attempt), Some(pool)) = (self.attempt.take(), self.pool.upgrade()) else {
-            return;
-        };
-        if !std::thread::panicking() {
-            return pool.opening_dropped(&attempt.handle);
-        }
-        let message = format!(
-            "cannot connect to {}: the connector panicked",
-            pool.connector.authority()
-        );
-        let failure = mark(Status::unavailable(message), Origin::Transport);
-        pool.not_opened(&attempt.handle, &failure);
-    }
-}
 
 /// A connection, as the future that drives it. It resolves when the connection has ended.
 ///
 /// It owns all that belongs to the connection: HTTP/2, the streams and their exchanges, keepalive.
 /// Nothing else opens, reads or resets a stream, but for the reader of a streamed response.
-struct Connection {
+pub(crate) struct Connection {
     pool: Weak<Pool>,
     handle: Arc<Handle>,
     /// The handle as a waker: of HTTP/2 and of the timer.
@@ -172,9 +70,9 @@ struct Connection {
     closing_since: Option<Instant>,
     /// The earliest deadline of an exchange, or an earlier instant.
     deadline: Option<Instant>,
-    /// When the task comes to the pool although nothing calls it, while calls are queued.
+    /// When the task next takes calls without having been called, while calls are queued.
     visit_at: Option<Instant>,
-    /// When the budget for answers is looked at again.
+    /// When the budget for answers is checked again.
     over_budget: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     batch: Vec<Call>,
@@ -195,14 +93,15 @@ const BATCH: usize = 64;
 /// How long a connection that is not needed may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the task comes to the pool while calls are queued.
+/// How often the task tries to take calls while calls are queued.
 const VISITS: Duration = Duration::from_secs(1);
 
-/// How often the budget for answers is looked at while it is exceeded.
+/// How often the budget for answers is checked while it is exceeded.
 const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Connection {
-    fn new(opened: Opened, pool: &Arc<Pool>, handle: &Arc<Handle>) -> Option<Self> {
+    /// Makes the future of a connection that is open; `None` if the pool does not want it any more.
+    pub(crate) fn new(opened: Opened, pool: &Arc<Pool>, handle: &Arc<Handle>) -> Option<Self> {
         let Opened {
             sender,
             mut http2,
@@ -292,14 +191,14 @@ impl Connection {
             self.closing_since = None;
             if let Some(pool) = self.pool.upgrade() {
                 pool.remove(&self.handle, self.load());
-                open_if_needed(&pool);
+                pool.open_if_needed();
             }
         }
     }
 
-    /// Heeds a server that had too many pings. It says so in words; the code alone may be for
-    /// something else.
-    fn heed_complaint(&self, error: &h2::Error) {
+    /// Reports to the pool that the server complained of too many pings. The debug text says so; the
+    /// code alone may have another reason.
+    fn note_complaint(&self, error: &h2::Error) {
         let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
         let complaint = calm && error.to_string().contains("too_many_pings");
         if let Some(pool) = self.pool.upgrade().filter(|_| complaint) {
@@ -386,7 +285,7 @@ impl Connection {
                 call.refused |= !unwritten;
                 call.avoid = Some(self.handle.id);
                 pool.put_back(call);
-                open_if_needed(&pool);
+                pool.open_if_needed();
             }
             None => call.reply(Err(self.link.failed(error))),
         }
@@ -465,7 +364,7 @@ impl Connection {
         }
         if taken.unassigned {
             pool.assign_all(Some(self.handle.id));
-            open_if_needed(pool);
+            pool.open_if_needed();
         }
         if let Some(since) = taken.doubted
             && !self.keepalive.has_read_since(since)
@@ -497,7 +396,7 @@ impl Connection {
                 NotStarted::Closed(call) => {
                     self.retire();
                     pool.put_back(call);
-                    open_if_needed(pool);
+                    pool.open_if_needed();
                 }
                 NotStarted::Refused(call, error) => call.reply(Err(refused(error))),
             },
@@ -623,7 +522,7 @@ impl Connection {
         let now = Instant::now();
         if let Poll::Ready(closed) = closed {
             if let Err(error) = closed {
-                self.heed_complaint(&error);
+                self.note_complaint(&error);
             }
             self.end(now);
             return Turn::Ended;
@@ -666,7 +565,7 @@ impl Connection {
             }
         }
         if let Some(pool) = &pool {
-            open_if_needed(pool);
+            pool.open_if_needed();
         }
     }
 }

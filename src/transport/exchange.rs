@@ -27,7 +27,7 @@ use crate::deadline::Deadline;
 
 /// A call whose request was given to HTTP/2.
 ///
-/// It resolves when the stream is free, or when the caller has gone. It owns the stream's handles, so
+/// It resolves when the stream is free, or when the caller was dropped. It owns the stream's handles, so
 /// that the stream is never reset before the connection's task decides so.
 pub(crate) struct Exchange {
     link: Arc<Link>,
@@ -73,7 +73,7 @@ pub(crate) enum End {
     Answered { failed: bool },
     /// The stream has failed before the response was complete.
     Failed(Box<FailedCall>),
-    /// The caller has gone, or takes no more of the response. The stream is to be reset.
+    /// The caller was dropped. The stream has to be reset.
     Abandoned(Abandoned),
 }
 

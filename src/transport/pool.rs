@@ -48,14 +48,17 @@ pub(crate) struct Limits {
 
 /// The queue of calls, and the connections that take them.
 ///
-/// It decides which connection takes the next call, and whether to open another. It does no I/O and
-/// spawns nothing. Every wake-up that a connection gets is a hint: calls stay in the queue until a
+/// It decides which connection takes the next call, and whether to open another. It does no I/O.
+///
+/// Every wake-up that a connection gets is a hint: calls stay in the queue until a
 /// connection takes them, and any connection may. No lock is held while anything is woken.
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) connector: Arc<Connector>,
     pub(crate) limits: Limits,
     pub(crate) budget: Arc<Budget>,
+    /// Spawns the task of a connection.
+    open: fn(&Arc<Self>, Attempt),
     /// Whether the queue was full, and has not been emptied by an eighth since.
     full: AtomicBool,
     state: Mutex<State>,
@@ -85,7 +88,7 @@ pub(crate) struct Pushed {
     pub(crate) is_assigned: bool,
 }
 
-/// What a connection learns when it comes to take calls.
+/// What a connection gets when it takes calls.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     /// Calls that are still queued.
@@ -99,7 +102,11 @@ pub(crate) struct Taken {
 }
 
 impl Pool {
-    pub(crate) fn new(connector: Connector, limits: Limits) -> Arc<Self> {
+    pub(crate) fn new(
+        connector: Connector,
+        limits: Limits,
+        open: fn(&Arc<Self>, Attempt),
+    ) -> Arc<Self> {
         let state = State {
             queue: Queue::new(limits.max_queued_calls),
             connections: Connections::default(),
@@ -113,6 +120,7 @@ impl Pool {
             connector: Arc::new(connector),
             budget: Budget::new(limits.max_buffered_bytes),
             limits,
+            open,
             full: false.into(),
             state: Mutex::new(state),
         })
@@ -212,7 +220,7 @@ impl Pool {
         })
     }
 
-    /// Removes a call whose caller has gone. It may have been taken already.
+    /// Removes a call whose caller was dropped. A connection may have taken it already.
     pub(crate) fn remove_call(&self, number: u64) {
         let now = Instant::now();
         let mut state = self.lock();
@@ -334,8 +342,18 @@ impl Pool {
         self.assign_all(avoid);
     }
 
-    /// Returns the next connection to open, if one is needed.
-    pub(crate) fn next_attempt(&self) -> Option<Attempt> {
+    /// Opens the connections that are needed.
+    pub(crate) fn open_if_needed(self: &Arc<Self>) {
+        // Bounded: a runtime that has ended drops the task at once, and then another is needed.
+        for _ in 0..=self.limits.max_connections {
+            match self.next_attempt() {
+                Some(attempt) => (self.open)(self, attempt),
+                None => return,
+            }
+        }
+    }
+
+    fn next_attempt(&self) -> Option<Attempt> {
         let mut state = self.lock();
         let begins = state.wants_connection(&self.limits, Instant::now())?;
         state.openings.begin(begins)

@@ -24,7 +24,7 @@ pub(crate) struct Handle {
     runs: AtomicBool,
     /// Whether something was woken.
     woken: AtomicBool,
-    /// Whether the task is to come to the pool.
+    /// Whether the task has to take calls from the pool.
     called: AtomicBool,
 }
 
@@ -61,7 +61,7 @@ impl Handle {
         self.woken.swap(false, Ordering::SeqCst)
     }
 
-    /// Has the task come to the pool the next time it runs.
+    /// Makes the task take calls from the pool the next time it runs.
     pub(crate) fn call(&self) {
         self.called.store(true, Ordering::Release);
     }

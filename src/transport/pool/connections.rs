@@ -19,11 +19,11 @@ pub(crate) struct Connection {
     pub(crate) has_answered: bool,
     /// Calls in the queue that it was woken for.
     assigned: usize,
-    /// When it was woken, until it comes.
+    /// When it was woken, until it reports.
     woken: Option<Instant>,
-    /// When it was noticed that it does not come.
+    /// When it was noticed that it does not report.
     missed: Option<Instant>,
-    /// Its runtime stands still: it does not count until it comes.
+    /// Whether its runtime is stalled. It does not count until it reports.
     lost: bool,
     /// Whether it knows that calls are queued for which there is no stream.
     aware: bool,
@@ -33,14 +33,14 @@ pub(crate) struct Connection {
     doubted: Option<Instant>,
 }
 
-/// What a connection reports when it comes to the pool.
+/// What a connection reports when it takes calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Load {
     /// How many streams the server allows.
     pub(crate) limit: usize,
     /// Streams in use.
     pub(crate) streams: usize,
-    /// Those of them whose callers have gone.
+    /// The streams whose callers were dropped.
     pub(crate) abandoned: usize,
     /// How many calls it would take now.
     pub(crate) room: usize,
@@ -52,10 +52,10 @@ pub(crate) struct Load {
     pub(crate) answered: bool,
 }
 
-/// How long a connection that was woken may take to come before another is chosen.
+/// How long a connection that was woken may take to report before another is chosen.
 const PASSED_OVER: Duration = Duration::from_millis(100);
 
-/// How long it may take before its runtime is taken to stand still.
+/// How long it may take before its runtime counts as stalled.
 const LOST: Duration = Duration::from_millis(400);
 
 /// How many calls in a row fail on a connection before others are preferred. It is replaced once a
@@ -110,7 +110,7 @@ impl Connections {
         Some(self.0.remove(index))
     }
 
-    /// How many queued calls connections were woken for. One that does not come does not count.
+    /// How many queued calls connections were woken for. One that does not report does not count.
     pub(crate) fn assigned(&self, now: Instant) -> usize {
         let present = self
             .0
@@ -125,8 +125,8 @@ impl Connections {
         others.any(|other| other.load.limit > 0)
     }
 
-    /// Whether every connection is driven by this runtime. Then one that stands still keeps no
-    /// caller on it waiting who is not standing still himself.
+    /// Whether every connection is driven by this runtime. If it stalls, so do its callers: nobody
+    /// has to watch for that.
     pub(crate) fn are_all_on(&self, runtime: runtime::Id) -> bool {
         self.iter()
             .all(|connection| connection.handle.runtime() == runtime)
@@ -194,7 +194,7 @@ impl Connections {
             .map(|(index, ..)| index)
     }
 
-    /// Marks the connections that were woken and do not come. Returns whether one of them was marked
+    /// Marks the connections that were woken and do not report. Returns whether one of them was marked
     /// as lost.
     pub(crate) fn mark_lost(&mut self, now: Instant) -> bool {
         let mut lost = false;
@@ -243,7 +243,7 @@ impl Connection {
         }
     }
 
-    /// Takes in a report: the connection has come to the pool.
+    /// Stores a report.
     pub(crate) fn report(&mut self, load: Load, now: Instant) {
         self.load = load;
         self.assigned = 0;

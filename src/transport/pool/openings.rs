@@ -23,7 +23,7 @@ pub(crate) struct Openings {
     open_after: Option<Instant>,
     /// The last failure to open a connection, and when it was.
     last_failure: Option<(Status, Instant)>,
-    /// The runtime on which connections are spawned. `None` if it has ended, or stands still.
+    /// The runtime on which connections are spawned. `None` if it has ended, or is stalled.
     home: Option<runtime::Handle>,
     next_id: u64,
 }
@@ -131,7 +131,7 @@ impl Openings {
     }
 
     /// Gives up attempts that take longer than this; returns whether there were any. Their runtime
-    /// stands still.
+    /// is stalled.
     pub(crate) fn give_up(&mut self, limit: Duration, now: Instant) -> bool {
         let before = self.attempts.len();
         self.attempts.retain(|attempt| {
@@ -141,7 +141,7 @@ impl Openings {
         self.attempts.len() < before
     }
 
-    /// Notes that home has ended, or stands still. The next caller's runtime becomes home.
+    /// Notes that the home runtime has ended, or is stalled. The next caller's runtime becomes home.
     pub(crate) fn leave_home(&mut self) {
         self.home = None;
     }
