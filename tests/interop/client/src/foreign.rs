@@ -3,8 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
+    num::NonZeroUsize,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -37,6 +39,7 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     retries(&cases, default.clone()).await;
     large_status(&cases, default.clone()).await;
     own_stack(&cases, &http("narrow"), &http("aging")).await;
+    bursts(&cases, http("plain")).await;
     // grpc-js does not compress answers.
     if ports.get("gzip").is_some() {
         let client = OperationsClient::builder(http("gzip")).connect().await;
@@ -547,6 +550,63 @@ async fn own_stack(cases: &Cases, narrow: &str, aging: &str) {
         .await;
 }
 
+async fn bursts(cases: &Cases, url: String) {
+    cases
+        .case(
+            "bursts_of_dropped_calls_do_not_end_the_connection",
+            async move {
+                let client = OperationsClient::builder(url)
+                    .retry(RetryPolicy::none())
+                    .max_connections(NonZeroUsize::MIN)
+                    .connect()
+                    .await
+                    .expect("a connection");
+                let mut neighbour = JoinSet::new();
+                let calls = client.clone();
+                let name = unique("run");
+                neighbour.spawn(async move {
+                    loop {
+                        ok(calls.get_operation(&name).await);
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                });
+                let hang = unique("hang");
+                for _ in 0..10 {
+                    // Dropped before they are written, or most of them: the connection runs on another thread.
+                    let calls = (0..1_000).map(|_| Box::pin(client.get_operation(&hang)));
+                    for mut call in calls.collect::<Vec<_>>() {
+                        let mut cx = Context::from_waker(Waker::noop());
+                        assert!(call.as_mut().poll(&mut cx).is_pending());
+                    }
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                for _ in 0..5 {
+                    // Dropped after they were written.
+                    let mut calls = JoinSet::new();
+                    for _ in 0..90 {
+                        let (client, hang) = (client.clone(), hang.clone());
+                        calls.spawn(async move { client.get_operation(&hang).await });
+                    }
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    calls.shutdown().await;
+                }
+                let hurried = client.clone().with_timeout(Duration::from_millis(50));
+                let mut calls = JoinSet::new();
+                for _ in 0..60 {
+                    let (client, hang) = (hurried.clone(), hang.clone());
+                    calls.spawn(async move { client.get_operation(&hang).await });
+                }
+                for result in calls.join_all().await {
+                    let status = result.expect_err("it hangs");
+                    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+                }
+                ok(client.get_operation(unique("run")).await);
+                assert!(neighbour.try_join_next().is_none(), "the neighbour failed");
+            },
+        )
+        .await;
+}
+
 async fn retries(cases: &Cases, client: OperationsClient<Transport>) {
     let c = client.clone();
     cases
@@ -612,9 +672,12 @@ async fn gzip(cases: &Cases, client: OperationsClient<Transport>) {
         })
         .await;
     cases
-        .case("a_message_with_compressed_flag_0_is_a_success", async move {
-            ok(same.cancel_operation("operations/run-gzip").await);
-        })
+        .case(
+            "a_message_with_compressed_flag_0_is_a_success",
+            async move {
+                ok(same.cancel_operation("operations/run-gzip").await);
+            },
+        )
         .await;
 }
 
