@@ -19,7 +19,7 @@ use crate::{
     client::OperationsClient,
     retry::RetryPolicy,
     status::local,
-    transport::{Connector, Dial, Limits, Transport},
+    transport::{Connector, Dial, PoolConfig, Transport},
 };
 
 /// Makes an [`OperationsClient`] over connections of its own.
@@ -142,7 +142,7 @@ impl Builder {
     /// need them.
     ///
     /// The minimum is opened by [`connect`](Self::connect), or by the first call, and a connection
-    /// that is lost is replaced, with backoff. More than [`max_connections`](Self::max_connections) are
+    /// that is stalled is replaced, with backoff. More than [`max_connections`](Self::max_connections) are
     /// never opened.
     pub fn min_connections(mut self, connections: usize) -> Self {
         self.min_connections = connections;
@@ -357,7 +357,7 @@ impl Builder {
             tls,
             timeout: self.connect_timeout,
         };
-        let limits = Limits {
+        let config = PoolConfig {
             min_connections: self.min_connections,
             max_connections: self.max_connections.get(),
             max_connection_age: self.max_connection_age,
@@ -369,7 +369,7 @@ impl Builder {
             keepalive_timeout: self.keepalive.1,
             idle: IDLE,
         };
-        Ok(Transport::new(connector, limits, scheme, user_agent))
+        Ok(Transport::new(connector, config, scheme, user_agent))
     }
 }
 

@@ -46,6 +46,10 @@ impl Deadline {
         self.timeout
     }
 
+    pub(crate) fn has_passed(&self, now: Instant) -> bool {
+        now >= self.at
+    }
+
     /// Returns whether the deadline has passed for whoever set it. `grpc-timeout` is rounded, so
     /// that the caller's own clock may be up to 1 % ahead of this one.
     pub(crate) fn has_passed_for_caller(&self, now: Instant) -> bool {
@@ -96,8 +100,8 @@ fn parse(value: &[u8]) -> Option<Duration> {
     )
 }
 
-/// Sets `grpc-timeout` to the time that is left.
-pub(crate) fn tell(headers: &mut HeaderMap, deadline: Instant) {
+/// Sets `grpc-timeout` to the remaining time.
+pub(crate) fn set_remaining(headers: &mut HeaderMap, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
     set(headers, rounded_up(left));
 }

@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod body;
+mod budget;
 mod call;
 mod connection;
 mod connector;
@@ -9,6 +10,7 @@ mod counted_io;
 mod dial;
 mod exchange;
 mod keepalive;
+mod lifetime;
 mod link;
 mod opening;
 mod pool;
@@ -40,15 +42,15 @@ pub use self::body::ResponseBody;
 pub(crate) use self::connector::Tls;
 use self::{
     body::Collecting,
-    call::{Call, QUEUED},
-    opening::{open, open_first},
+    call::{PendingCall, QUEUED, UNANSWERED},
+    opening::{connect_first, spawn_connection},
     pool::Pool,
 };
 pub(crate) use self::{
     call::{Unary, Unsent},
     connector::Connector,
     dial::{Dial, is_localhost},
-    pool::Limits,
+    pool::PoolConfig,
 };
 use crate::{
     deadline::{Deadline, timeout_in},
@@ -56,43 +58,62 @@ use crate::{
     task::runtime,
 };
 
-/// The stack that [`OperationsClient::builder`](crate::OperationsClient) makes: it carries gRPC calls
-/// to one server. Clones are cheap and share the connections.
+/// The default stack of [`OperationsClient`](crate::OperationsClient): carries gRPC calls to one server.
+/// Clones are cheap and share the connections.
 ///
-/// Each connection is driven by a task. Calls wait in one queue until a connection takes them; the
-/// task then writes the request, reads the response, and sends it to the caller. A caller that is not
-/// polled, or that is dropped, holds up nobody else. A call goes to the least loaded of as many
-/// connections as the load needs. If all their streams are in use, more connections are opened, up to
-/// the maximum.
+/// Each connection is driven by a task. Calls wait in one queue until a connection takes them; its
+/// task sends the request, receives the response, and sends that to the caller:
+///
+/// ```text
+/// caller                        pool                  task of a connection
+/// call()        -- request ---> queue
+///                               wakes a task -------> takes calls while it has free streams
+///                                                     sends the request over HTTP/2
+/// future of     <------------------------ response -- receives the response
+/// the call
+/// ```
+///
+/// A caller that is not polled, or that is dropped, delays nobody else. A call goes to the least loaded
+/// of as many connections as the load needs. If all their streams are in use, more connections are
+/// opened, up to the maximum.
 ///
 /// **Deadlines.** The header `grpc-timeout` of a request is its deadline, for every generated client
-/// over this stack. The server is sent the time that is left when the request is written. A call
+/// over this stack. The server is sent the time that remains when the request is sent. A call
 /// without a deadline is queued for at most 60 s, and then ends with `UNAVAILABLE`.
 ///
 /// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). `poll_ready` is pending
-/// while the queue is full, and reserves nothing; a call that comes all the same ends with
-/// `RESOURCE_EXHAUSTED` at once. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
-/// the wait for readiness. Calls are taken in the order of their arrival. Once one has waited for a
-/// quarter of its timeout, or for a second, the newest is taken first until the queue has been empty:
-/// otherwise every call would be sent just before it expires. Of ten calls one is left to those
-/// without a deadline, or with a timeout of 30 s and more.
+/// while the queue is full, and reserves nothing; a call made nevertheless ends with
+/// `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
+/// the wait for readiness. Calls are taken in the order of their arrival. Once the oldest has waited for
+/// a quarter of its timeout, or for a second, the newest is taken first until the queue has been empty:
+/// otherwise every call would be sent just before it expires. Meanwhile one of ten calls is still the
+/// oldest, if more than half of its timeout remains, so that calls with a long timeout or none make
+/// progress.
 ///
-/// **Streaming.** The response to a request of [`OperationsClient`](crate::OperationsClient) is read
-/// whole by the connection's task. That to any other request is streamed: its reader paces the
-/// server, and it keeps its stream until it is read to its end or dropped.
+/// **Streaming.** The response to a request of [`OperationsClient`](crate::OperationsClient) is received
+/// completely by the connection's task. The response to any other request is streamed: its reader paces
+/// the server, and it keeps its stream until it is read to its end or dropped.
 ///
-/// **Retries.** A call that the server certainly did not process is sent again at once: any number of
+/// **Retries.** A call that the server certainly did not process is retried immediately: any number of
 /// times if nothing of it was written, and once if the server refused it.
 ///
-/// **Runtimes.** The tasks are spawned on the tokio runtime of the first caller, and on that of
-/// another caller after it has ended, or does not run for about a second. The runtime needs I/O and
-/// timers (`enable_all()`).
+/// **Cancellation.** Dropping the future of a call removes the call from the queue, or cancels it at
+/// the server by a reset of its stream. Servers close a connection on which too many streams are reset,
+/// or are reset too early. So a stream is reset only after the server has accepted it, and each
+/// connection resets at most 900 streams together, and 30 a second in the long run. Streams that wait
+/// for that end as soon as the server responds. A connection that has few other streams left is
+/// replaced.
+///
+/// **Runtimes.** The tasks are spawned on the tokio runtime of the first caller. If that ends, or is
+/// stalled for about a second, they are spawned on the runtime of another caller. The runtime needs
+/// I/O and timers (`enable_all()`).
 ///
 #[doc = include_str!("transport/faults.md")]
 pub struct Transport {
     shared: Arc<Shared>,
-    /// The number under which this waits for room in the queue.
-    waiting: Option<u64>,
+    /// The registration with which this waits until the queue is not full. It is kept, so that the
+    /// first to wait is the first to be woken.
+    registration: Option<u64>,
 }
 
 struct Shared {
@@ -103,29 +124,29 @@ struct Shared {
 }
 
 /// How long a call without a deadline is queued at most.
-const MAX_QUEUED: Duration = Duration::from_secs(60);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// After how long a call first checks whether it is still queued, and then how often.
+/// When a call first checks whether it is still queued, and the interval after that.
 const FIRST_CHECK: Duration = Duration::from_millis(100);
-const CHECKS: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Transport {
-    /// Makes a transport that connects when the first call needs it.
+    /// Creates a transport that connects when the first call needs a connection.
     pub(crate) fn new(
         connector: Connector,
-        limits: Limits,
+        config: PoolConfig,
         scheme: Scheme,
         user_agent: HeaderValue,
     ) -> Self {
         let shared = Arc::new(Shared {
             scheme,
-            authority: connector.authority().clone(),
-            pool: Pool::new(connector, limits, open),
+            authority: connector.authority.clone(),
+            pool: Pool::new(connector, config, spawn_connection),
             user_agent,
         });
         Self {
             shared,
-            waiting: None,
+            registration: None,
         }
     }
 
@@ -136,15 +157,15 @@ impl Transport {
     /// `UNAVAILABLE`: it cannot be opened.
     pub(crate) async fn connect(&self) -> Result<(), Status> {
         let runtime = runtime("a connection")?;
-        open_first(&self.shared.pool, runtime).await
+        connect_first(&self.shared.pool, runtime).await
     }
 
     pub(crate) fn user_agent(&self) -> &HeaderValue {
         &self.shared.user_agent
     }
 
-    /// Returns a function that returns how many streams the connections have, for as long as the
-    /// transport exists.
+    /// Returns a function that returns how many streams the connections have. It does not keep the
+    /// transport alive.
     pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
         let pool = Arc::downgrade(&self.shared.pool);
         move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
@@ -155,15 +176,15 @@ impl Clone for Transport {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
-            waiting: None,
+            registration: None,
         }
     }
 }
 
 impl Drop for Transport {
     fn drop(&mut self) {
-        if let Some(waiting) = self.waiting {
-            self.shared.pool.unregister(waiting);
+        if let Some(registration) = self.registration {
+            self.shared.pool.unregister(registration);
         }
     }
 }
@@ -186,10 +207,13 @@ impl Service<Request<Body>> for Transport {
 
     /// Ready while the queue of calls is not full. Nothing is reserved.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.shared.pool.poll_room(&mut self.waiting, cx).map(Ok)
+        self.shared
+            .pool
+            .poll_ready(&mut self.registration, cx)
+            .map(Ok)
     }
 
-    /// Queues the call at once, if its body is there, as that of a unary call is.
+    /// Queues the call immediately, if its body is available, as that of a unary call is.
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let shared = self.shared.clone();
         let (head, body) = request.into_parts();
@@ -197,7 +221,7 @@ impl Service<Request<Body>> for Transport {
         let mut body = Collecting::new(body);
         let collected = body.poll(&mut Context::from_waker(Waker::noop()));
         ResponseFuture(match collected {
-            Poll::Ready(body) => Stage::of(body.and_then(|body| shared.queue(head, body))),
+            Poll::Ready(body) => body.and_then(|body| shared.queue(head, body)).into(),
             Poll::Pending => Stage::Collecting(Box::new((shared, head, body))),
         })
     }
@@ -205,21 +229,23 @@ impl Service<Request<Body>> for Transport {
 
 /// The future of a call: it resolves with the head of the response.
 ///
-/// Dropping it removes the call from the queue, or resets its stream.
+/// Dropping it removes the call from the queue, or cancels it at the server.
 #[must_use = "futures do nothing unless they are polled"]
 pub struct ResponseFuture(Stage);
 
 enum Stage {
+    /// The body of the request is being collected.
     Collecting(Box<(Arc<Shared>, Request<()>, Collecting)>),
-    Queued(Queued),
-    Failed(Option<Status>),
+    Waiting(WaitingCall),
+    Failed(Status),
+    Done,
 }
 
-impl Stage {
-    fn of(queued: Result<Queued, Status>) -> Self {
+impl From<Result<WaitingCall, Status>> for Stage {
+    fn from(queued: Result<WaitingCall, Status>) -> Self {
         match queued {
-            Ok(queued) => Self::Queued(queued),
-            Err(status) => Self::Failed(Some(status)),
+            Ok(waiting) => Self::Waiting(waiting),
+            Err(status) => Self::Failed(status),
         }
     }
 }
@@ -233,18 +259,20 @@ impl Future for ResponseFuture {
             let (shared, head, body) = &mut **collecting;
             let body = ready!(body.poll(cx));
             let (shared, head) = (shared.clone(), mem::take(head));
-            *stage = Stage::of(body.and_then(|body| shared.queue(head, body)));
+            *stage = body.and_then(|body| shared.queue(head, body)).into();
         }
-        match stage {
-            Stage::Queued(queued) => queued.poll(cx),
-            Stage::Failed(status) => Poll::Ready(Err(status.take().unwrap_or_else(|| {
-                local(
-                    Code::Internal,
-                    "the future of a call was polled after it was ready",
-                )
-            }))),
-            Stage::Collecting(_) => Poll::Pending,
+        if let Stage::Waiting(waiting) = stage {
+            let result = ready!(waiting.poll(cx));
+            *stage = Stage::Done;
+            return Poll::Ready(result);
         }
+        Poll::Ready(Err(match mem::replace(stage, Stage::Done) {
+            Stage::Failed(status) => status,
+            _ => local(
+                Code::Internal,
+                "the future of a call was polled after completion",
+            ),
+        }))
     }
 }
 
@@ -255,54 +283,51 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl Shared {
-    /// Puts a call into the queue.
-    fn queue(self: Arc<Self>, mut head: Request<()>, body: Bytes) -> Result<Queued, Status> {
+    /// Queues a call.
+    fn queue(self: Arc<Self>, mut head: Request<()>, body: Bytes) -> Result<WaitingCall, Status> {
         let runtime = runtime("a call")?;
         let timeout = timeout_in(head.headers())?;
-        // HTTP/2 has no use for the others, and they are expensive to clone.
+        // HTTP/2 does not use the others, and they are expensive to clone.
         let unary = mem::take(head.extensions_mut()).remove::<Unary>();
-        self.complete(&mut head);
-        let (reply, answer) = oneshot::channel();
-        let since = Instant::now();
-        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, since));
-        let call = Call {
+        self.set_defaults(&mut head);
+        let (reply, response) = oneshot::channel();
+        let queued_at = Instant::now();
+        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, queued_at));
+        let call = PendingCall {
             head,
             body,
             unary,
             deadline,
-            queued: since,
+            queued_at,
             number: 0,
             refused: false,
             avoid: None,
             reply,
         };
         let pushed = self.pool.push(call, runtime.id())?;
-        // The client watches the deadlines of its own calls, and nobody has to watch a call that a
-        // connection is about to take.
-        let is_watched = unary.is_none() || !pushed.is_assigned;
-        let first_check = since + FIRST_CHECK;
-        let first_check = match deadline {
-            Some(deadline) if pushed.is_assigned => deadline.at(),
-            Some(deadline) => first_check.min(deadline.at()),
-            None => first_check,
-        };
-        let queued = Queued {
+        // A call that a connection is about to take needs no checks, and `OperationsClient` has a timer
+        // for the deadline of each of its calls.
+        let first_check = (!pushed.is_assigned).then_some(queued_at + FIRST_CHECK);
+        let expiry = deadline.filter(|_| unary.is_none() || !pushed.is_assigned);
+        let expiry = expiry.map(|deadline| deadline.at());
+        let due = first_check.into_iter().chain(expiry).min();
+        let waiting = WaitingCall {
             shared: self,
             number: pushed.number,
-            answer,
+            response,
             deadline,
-            since,
+            queued_at,
             is_queued: !pushed.is_assigned,
-            timer: is_watched.then(|| Box::pin(sleep_until(first_check))),
+            timer: due.map(|due| Box::pin(sleep_until(due))),
             has_ended: false,
         };
-        if pushed.open {
-            queued.shared.pool.open_if_needed();
+        if pushed.needs_connection {
+            waiting.shared.pool.open_if_needed();
         }
-        Ok(queued)
+        Ok(waiting)
     }
 
-    fn complete(&self, head: &mut Request<()>) {
+    fn set_defaults(&self, head: &mut Request<()>) {
         *head.version_mut() = Version::HTTP_2;
         if !head.headers().contains_key(USER_AGENT) {
             let user_agent = self.user_agent.clone();
@@ -312,12 +337,12 @@ impl Shared {
             let mut parts = mem::take(head.uri_mut()).into_parts();
             parts.scheme = Some(self.scheme.clone());
             parts.authority = Some(self.authority.clone());
-            // Cannot fail: scheme and authority are there, and so is a path, for any URI has one.
+            // Cannot fail: any URI has a path, and here also a scheme and an authority.
             *head.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         }
     }
 
-    fn dropped(&self) -> Status {
+    fn runtime_ended(&self) -> Status {
         let message = format!(
             "{}: the tokio runtime that drove the connection has ended",
             self.authority
@@ -326,80 +351,71 @@ impl Shared {
     }
 }
 
-/// A call in the queue, or taken from it.
-struct Queued {
+/// A call that waits for its response, in the queue or on a connection.
+struct WaitingCall {
     shared: Arc<Shared>,
     number: u64,
-    answer: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
+    response: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
-    since: Instant,
-    /// Whether no connection is known to have taken it, or to be about to.
+    queued_at: Instant,
+    /// Whether the call may still be queued.
     is_queued: bool,
-    /// `None` where nothing has to be watched.
+    /// The time of the next [`check`](Self::check), if one is needed.
     timer: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
 }
 
-impl Queued {
+impl WaitingCall {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<ResponseBody>, Status>> {
-        if let Poll::Ready(result) = Pin::new(&mut self.answer).poll(cx) {
+        if let Poll::Ready(result) = Pin::new(&mut self.response).poll(cx) {
             self.has_ended = true;
-            return Poll::Ready(result.unwrap_or_else(|_| Err(self.shared.dropped())));
+            return Poll::Ready(result.unwrap_or_else(|_| Err(self.shared.runtime_ended())));
         }
-        while let Some(timer) = &mut self.timer {
-            ready!(timer.as_mut().poll(cx));
-            let now = Instant::now();
-            match self.check(now)? {
-                Some(next) => self.watch(next),
-                None => self.timer = None,
+        while let Some(mut timer) = self.timer.take() {
+            if timer.as_mut().poll(cx).is_pending() {
+                self.timer = Some(timer);
+                break;
             }
+            self.timer = self.check(Instant::now())?.map(|next| {
+                timer.as_mut().reset(next);
+                timer
+            });
         }
         Poll::Pending
     }
 
-    fn watch(&mut self, next: Instant) {
-        if let Some(timer) = &mut self.timer {
-            timer.as_mut().reset(next);
-        }
-    }
-
-    /// Does what is due; returns when to check again.
+    /// Checks the deadline and the queue. Returns when to check again.
     ///
     /// # Errors
     ///
-    /// The call has waited for too long.
+    /// - `DEADLINE_EXCEEDED`: the deadline has passed.
+    /// - `UNAVAILABLE`: the call has no deadline, and was queued for too long.
     fn check(&mut self, now: Instant) -> Result<Option<Instant>, Status> {
-        if let Some(deadline) = self.deadline.filter(|deadline| deadline.at() <= now) {
-            return Err(deadline.exceeded(match self.is_queued {
-                true => QUEUED,
-                false => "the server has not answered",
-            }));
+        if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed(now)) {
+            let reason = if self.is_queued { QUEUED } else { UNANSWERED };
+            return Err(deadline.exceeded(reason));
         }
         let pool = &self.shared.pool;
-        self.is_queued = self.is_queued && pool.is_still_queued(self.number);
+        self.is_queued = self.is_queued && pool.check_queued(self.number);
         if self.is_queued {
             pool.open_if_needed();
-            if self.deadline.is_none() && now >= self.since + MAX_QUEUED {
-                return Err(not_taken());
+            if self.deadline.is_none() && now >= self.queued_at + QUEUE_TIMEOUT {
+                return Err(local(
+                    Code::Unavailable,
+                    format!("no connection had a free stream within {QUEUE_TIMEOUT:?}"),
+                ));
             }
         }
-        let check = self.is_queued.then_some(now + CHECKS);
+        let check = self.is_queued.then_some(now + CHECK_INTERVAL);
         let deadline = self.deadline.map(|deadline| deadline.at());
         Ok(check.into_iter().chain(deadline).min())
     }
 }
 
-impl Drop for Queued {
+impl Drop for WaitingCall {
     fn drop(&mut self) {
         if !self.has_ended {
             self.shared.pool.remove_call(self.number);
         }
     }
-}
-
-fn not_taken() -> Status {
-    local(
-        Code::Unavailable,
-        format!("no connection had a free stream within {MAX_QUEUED:?}"),
-    )
 }

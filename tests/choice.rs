@@ -181,7 +181,7 @@ async fn a_call_during_backoff_says_when_the_last_and_the_next_attempt_are() {
         "{message}"
     );
     assert!(message.contains("(the last attempt failed "), "{message}");
-    assert!(message.contains(" ago, the next is in "), "{message}");
+    assert!(message.contains(" ago, the next starts in "), "{message}");
     assert_eq!(listener.accepted(), 1);
 }
 

@@ -3,7 +3,7 @@
 mod support;
 
 use std::{
-    collections::HashSet,
+    collections::VecDeque,
     io,
     num::NonZeroUsize,
     sync::{
@@ -265,23 +265,35 @@ async fn many_small_answers_at_once_do_not_end_the_connection() {
     assert_eq!(server.seen.calls(), 5_000);
 }
 
-/// Answers calls at once, except those on `operations/late`, which it answers after the client has
-/// reset the stream.
+/// The deadline of the calls that are answered late, and the time after which they are.
+const HURRY: Duration = Duration::from_millis(20);
+const LATE: Duration = Duration::from_millis(30);
+
+/// Answers calls at once, except those on `operations/late`, which it answers after their deadline,
+/// whether or not the client has reset the stream.
 async fn late(mut peer: Peer, late_answers: Arc<AtomicUsize>) -> io::Result<()> {
-    let mut pending = HashSet::new();
+    let mut pending: VecDeque<(Instant, u32)> = VecDeque::new();
     let room_for_all_requests = (1_u32 << 30).to_be_bytes();
     peer.frame(wire::WINDOW_UPDATE, 0, 0, &room_for_all_requests)
         .await?;
     loop {
-        let frame = peer.next().await?;
-        if frame.kind == wire::DATA && frame.flags & wire::END_STREAM != 0 {
-            match frame.payload.ends_with(b"late") {
-                true => drop(pending.insert(frame.stream)),
-                false => peer.answer(frame.stream).await?,
+        let due = pending.front().map(|(due, _)| *due);
+        let wait = due.map_or(LATE, |due| due.saturating_duration_since(Instant::now()));
+        let frame = timeout(wait, peer.next()).await.ok().transpose()?;
+        let now = Instant::now();
+        if let Some(frame) = frame
+            && frame.kind == wire::DATA
+            && frame.flags & wire::END_STREAM != 0
+        {
+            if frame.payload.ends_with(b"late") {
+                pending.push_back((now + LATE, frame.stream));
+            } else {
+                peer.answer(frame.stream).await?;
             }
         }
-        if frame.kind == wire::RST_STREAM && pending.remove(&frame.stream) {
-            peer.answer(frame.stream).await?;
+        while let Some((_, stream)) = pending.front().filter(|(due, _)| *due <= now) {
+            peer.answer(*stream).await?;
+            pending.pop_front();
             late_answers.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -298,10 +310,12 @@ async fn answers_that_come_after_their_deadline_cost_neither_the_connection_nor_
         let counter = counter.clone();
         async move { late(Peer::accept_with(io, 1_000).await?, counter).await }
     });
-    let client = builder(listener.url()).connect().await.expect("a server");
+    // So that a second connection could only be one that replaces the first.
+    let builder = builder(listener.url()).max_connections(NonZeroUsize::MIN);
+    let client = builder.connect().await.expect("a server");
     let mut callers = JoinSet::new();
     for _ in 0..500 {
-        let client = client.clone().with_timeout(Duration::from_millis(20));
+        let client = client.clone().with_timeout(HURRY);
         let late_answers = late_answers.clone();
         callers.spawn(async move {
             while late_answers.load(Ordering::SeqCst) < wanted {

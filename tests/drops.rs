@@ -1,5 +1,5 @@
 //! Callers that go away by the hundred: the connection and its neighbours live, also with servers that
-//! close a connection on which too many streams are reset early.
+//! close a connection on which too many streams are reset.
 
 mod support;
 
@@ -9,7 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     num::NonZeroUsize,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -22,6 +22,7 @@ use futures_util::{
     future::try_join_all,
     stream::{FuturesUnordered, StreamExt as _},
 };
+use h2::Reason;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -36,6 +37,7 @@ use longrunning::{
 };
 use tokio::{
     net::TcpListener,
+    sync::Notify,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -106,7 +108,7 @@ impl Guarded {
 
     fn all() -> [Self; 3] {
         [
-            Self::start("h2", serve_h2),
+            Self::start("h2, counting as nghttp2", serve_h2),
             Self::start("hyper", serve_hyper),
             Self::start("tonic", serve_tonic),
         ]
@@ -149,6 +151,33 @@ impl Guarded {
     }
 }
 
+/// The resets that a connection of nghttp2, and so of Node.js, accepts by default: a thousand at once,
+/// and 33 a second.
+struct Resets {
+    left: f64,
+    since: Instant,
+}
+
+impl Resets {
+    const MAX: f64 = 1_000.0;
+    const PER_SECOND: f64 = 33.0;
+
+    fn new() -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            left: Self::MAX,
+            since: Instant::now(),
+        }))
+    }
+
+    /// Counts a reset; returns whether it is one too many.
+    fn are_too_many(&mut self) -> bool {
+        let refill = self.since.elapsed().as_secs_f64() * Self::PER_SECOND;
+        self.since = Instant::now();
+        self.left = (self.left + refill).min(Self::MAX) - 1.0;
+        self.left < 0.0
+    }
+}
+
 async fn serve_h2(listener: StdListener, seen: Arc<Seen>) {
     let listener = TcpListener::from_std(listener).expect("a socket");
     loop {
@@ -159,8 +188,20 @@ async fn serve_h2(listener: StdListener, seen: Arc<Seen>) {
             let Ok(mut connection) = h2::server::handshake(io).await else {
                 return;
             };
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let seen = seen.clone();
+            let resets = Resets::new();
+            let too_many = Arc::<Notify>::default();
+            loop {
+                let accepted = tokio::select! {
+                    accepted = connection.accept() => accepted,
+                    () = too_many.notified() => {
+                        connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
+                        continue;
+                    }
+                };
+                let Some(Ok((request, mut respond))) = accepted else {
+                    return;
+                };
+                let (seen, resets, too_many) = (seen.clone(), resets.clone(), too_many.clone());
                 support::spawn(async move {
                     let mut name = Vec::new();
                     let mut body = request.into_body();
@@ -168,7 +209,16 @@ async fn serve_h2(listener: StdListener, seen: Arc<Seen>) {
                         let _ = body.flow_control().release_capacity(data.len());
                         name.extend_from_slice(&data);
                     }
-                    seen.call(&name).await;
+                    let reset = poll_fn(|cx| respond.poll_reset(cx));
+                    tokio::select! {
+                        () = seen.call(&name) => {}
+                        _ = reset => {
+                            if resets.lock().expect("no panic").are_too_many() {
+                                too_many.notify_one();
+                            }
+                            return;
+                        }
+                    }
                     let Ok(mut body) =
                         respond.send_response(head().body(()).expect("a head"), false)
                     else {
@@ -291,6 +341,46 @@ async fn calls_that_are_dropped_before_they_are_written_are_never_sent() {
             assert!(sent < 100, "{}: {sent}", server.name); // the neighbour's
         }
         server.lives(&client, neighbour).await;
+    }
+}
+
+/// The connection runs on a thread of its own, and takes most of the calls before they are dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn calls_that_are_sent_and_dropped_by_the_thousand_do_not_end_the_connection() {
+    for server in Guarded::all() {
+        let client = server.client().await;
+        let neighbour = server.neighbour(&client);
+        until("the neighbour calls", || server.seen.calls() > 1).await;
+        let before = server.seen.calls();
+        for _ in 0..4 {
+            drop(begin(1_000, || client.cancel_operation(SLOW)).await);
+            sleep(Duration::from_millis(10)).await;
+        }
+        let sent = server.seen.calls() - before;
+        assert!(sent > 500, "{}: {sent}", server.name);
+        server.lives(&client, neighbour).await;
+    }
+}
+
+/// Resets are limited, so that the streams run out. Then another connection is opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn calls_that_are_dropped_for_seconds_do_not_take_all_streams_from_others() {
+    for server in Guarded::all() {
+        let client = server.client().await;
+        let mut neighbour = server.neighbour(&client);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(3) {
+            drop(begin(1_000, || client.cancel_operation(SLOW)).await);
+            sleep(Duration::from_millis(10)).await;
+        }
+        let end = neighbour.try_join_next();
+        assert!(end.is_none(), "{}: a neighbour failed", server.name);
+        let connections = server.seen.connections.load(Ordering::SeqCst);
+        assert!(
+            (2..5).contains(&connections),
+            "{}: {connections}",
+            server.name
+        );
     }
 }
 

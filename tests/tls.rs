@@ -129,7 +129,7 @@ async fn a_server_without_http2_is_named() {
     refused(client.connect().await, "has not agreed to h2 by ALPN");
     let listener = serve(Tls::new(&identity, &["http/1.1"], None));
     let client = builder(&listener).ca_certificate(authority.pem());
-    refused(client.connect().await, "no TLS: ");
+    refused(client.connect().await, "TLS handshake failed: ");
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn a_plaintext_server_behind_https_is_named() {
     let client = builder(&listener).ca_certificate(Authority::new().pem());
     refused(
         client.connect().await,
-        "write http:// in the endpoint if the server has none",
+        "write http:// in the endpoint if the server has no TLS",
     );
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a call without a deadline waits for its first token.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl<S: Stack> OperationsClient<S> {
     pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
@@ -116,7 +116,7 @@ impl<S: Stack> OperationsClient<S> {
             }
             let stack = self.stack.clone();
             match call.attempt(before, stack, deadline, auth, limit).await {
-                Err(status) if Unsent::caused(&status) => {}
+                Err(status) if Unsent::is_cause_of(&status) => {}
                 result => break result,
             }
         };
@@ -147,7 +147,7 @@ async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), 
         }
         None => {}
     }
-    let until = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+    let until = deadline.unwrap_or_else(|| Instant::now() + TOKEN_TIMEOUT);
     timeout_at(until, auth.ready()).await.unwrap_or_else(|_| {
         let message = "credentials: no token came before the call's deadline";
         Err(auth

@@ -1,19 +1,20 @@
 //! Request and response bodies.
 
 use std::{
+    mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use h2::RecvStream;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use tokio::{sync::oneshot, time::Instant};
 use tonic::{Code, Status, body::Body};
 
-use super::link::{Buffered, Link};
+use super::{budget::Buffered, link::Link};
 use crate::status::local;
 
 /// The body of a response.
@@ -28,19 +29,19 @@ pub struct ResponseBody(Kind);
 enum Kind {
     #[default]
     Empty,
-    /// A response that the connection's task has read to its end.
+    /// A response that the connection's task has received completely.
     Whole {
         data: Bytes,
         trailers: Option<HeaderMap>,
-        /// Releases the data's share of the budget once it is taken.
+        /// Dropped once the data is taken.
         buffered: Option<Buffered>,
     },
-    Streaming(Streaming),
+    Streamed(Streamed),
 }
 
 /// A response whose reader takes the data from HTTP/2 itself, and so paces the server.
 #[derive(Debug)]
-struct Streaming {
+struct Streamed {
     stream: RecvStream,
     data_ended: bool,
     link: Arc<Link>,
@@ -62,22 +63,22 @@ impl ResponseBody {
         })
     }
 
-    /// Makes a body that is read from the stream. The receiver learns of its end: `Ok` if it was
-    /// read to its end or has failed, and an error if it was dropped before.
-    pub(crate) fn streaming(
+    /// Creates a body that is read from the stream. The receiver learns of its end: `Ok` if it was
+    /// read completely or has failed, and an error if it was dropped before.
+    pub(crate) fn streamed(
         stream: RecvStream,
         link: Arc<Link>,
         deadline: Option<Instant>,
     ) -> (Self, oneshot::Receiver<()>) {
         let (ended, receiver) = oneshot::channel();
-        let streaming = Streaming {
+        let streamed = Streamed {
             stream,
             data_ended: false,
             link,
             deadline,
             ended: Some(ended),
         };
-        (Self(Kind::Streaming(streaming)), receiver)
+        (Self(Kind::Streamed(streamed)), receiver)
     }
 }
 
@@ -93,12 +94,12 @@ impl http_body::Body for ResponseBody {
             Kind::Empty => Poll::Ready(None),
             Kind::Whole { data, buffered, .. } if !data.is_empty() => {
                 *buffered = None;
-                Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))))
+                Poll::Ready(Some(Ok(Frame::data(mem::take(data)))))
             }
             Kind::Whole { trailers, .. } => {
                 Poll::Ready(trailers.take().map(Frame::trailers).map(Ok))
             }
-            Kind::Streaming(streaming) => streaming.poll_frame(cx),
+            Kind::Streamed(streamed) => streamed.poll_frame(cx),
         }
     }
 
@@ -106,12 +107,12 @@ impl http_body::Body for ResponseBody {
         match &self.0 {
             Kind::Empty => true,
             Kind::Whole { data, trailers, .. } => data.is_empty() && trailers.is_none(),
-            Kind::Streaming(streaming) => streaming.stream.is_end_stream(),
+            Kind::Streamed(streamed) => streamed.stream.is_end_stream(),
         }
     }
 }
 
-impl Streaming {
+impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if !self.data_ended {
             if let Some(data) = ready!(self.stream.poll_data(cx)) {
@@ -131,13 +132,13 @@ impl Streaming {
 
     fn failed(&mut self, error: h2::Error) -> Status {
         self.end();
-        match self.deadline.filter(|at| Instant::now() >= *at) {
-            Some(_) => local(
+        if self.deadline.is_some_and(|at| Instant::now() >= at) {
+            return local(
                 Code::DeadlineExceeded,
                 "the deadline passed while the response was read",
-            ),
-            None => self.link.failed(error),
+            );
         }
+        self.link.failed(error)
     }
 
     fn end(&mut self) {
@@ -147,39 +148,97 @@ impl Streaming {
     }
 }
 
-/// The body of a request as it is collected. It is a single frame for a unary call.
+/// The body of a request, as HTTP/2 holds it until it is written.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    data: Bytes,
+    link: Arc<Link>,
+}
+
+impl RequestBody {
+    pub(crate) fn new(data: Bytes, link: Arc<Link>) -> Self {
+        link.unsent.fetch_add(1, Ordering::Relaxed);
+        Self { data, link }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.link.unsent.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Buf for RequestBody {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+    }
+}
+
+/// A request body that is being collected. That of a unary call is a single frame.
 #[derive(Debug)]
 pub(crate) struct Collecting {
     body: Body,
-    data: Bytes,
-    joined: BytesMut,
+    chunks: Chunks,
 }
 
 impl Collecting {
     pub(crate) fn new(body: Body) -> Self {
         Self {
             body,
-            data: Bytes::new(),
-            joined: BytesMut::new(),
+            chunks: Chunks::default(),
         }
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Status>> {
         while let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            let Ok(frame) = frame?.into_data() else {
-                continue; // trailers, which a gRPC request does not have
-            };
-            if self.data.is_empty() && self.joined.is_empty() {
-                self.data = frame;
-            } else {
-                let data = std::mem::take(&mut self.data);
-                self.joined.extend_from_slice(&data);
-                self.joined.extend_from_slice(&frame);
+            // A gRPC request has no trailers.
+            if let Ok(data) = frame?.into_data() {
+                self.chunks.push(data);
             }
         }
-        Poll::Ready(Ok(match self.joined.is_empty() {
-            true => std::mem::take(&mut self.data),
-            false => std::mem::take(&mut self.joined).freeze(),
-        }))
+        Poll::Ready(Ok(mem::take(&mut self.chunks).join()))
+    }
+}
+
+/// Chunks of data that are joined. A single one, which is the rule, is not copied.
+#[derive(Debug, Default)]
+pub(crate) struct Chunks {
+    /// Empty once there is a second.
+    first: Bytes,
+    joined: BytesMut,
+}
+
+impl Chunks {
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        if self.bytes().is_empty() {
+            self.first = chunk;
+        } else {
+            self.joined.extend_from_slice(&mem::take(&mut self.first));
+            self.joined.extend_from_slice(&chunk);
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        if self.joined.is_empty() {
+            &self.first
+        } else {
+            &self.joined
+        }
+    }
+
+    pub(crate) fn join(self) -> Bytes {
+        if self.joined.is_empty() {
+            self.first
+        } else {
+            self.joined.freeze()
+        }
     }
 }

@@ -24,25 +24,25 @@ pub(crate) struct Unary {
     pub(crate) credentials_expire: Option<Instant>,
 }
 
-/// A call that waits for a stream, or that is on one.
+/// A call whose caller waits for the response: it is queued, or on a stream.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct PendingCall {
     pub(crate) head: Request<()>,
     pub(crate) body: Bytes,
     pub(crate) unary: Option<Unary>,
     pub(crate) deadline: Option<Deadline>,
-    pub(crate) queued: Instant,
+    pub(crate) queued_at: Instant,
     /// The call's place in the order of arrival, which the queue sets.
     pub(crate) number: u64,
-    /// Whether the server has refused it once.
+    /// Whether the server has already refused it.
     pub(crate) refused: bool,
     /// The connection that should not take it again, if another can.
     pub(crate) avoid: Option<u64>,
     pub(crate) reply: oneshot::Sender<Result<Response<ResponseBody>, Status>>,
 }
 
-impl Call {
-    /// Sends the result to the caller, who may have gone.
+impl PendingCall {
+    /// Sends the result to the caller, which may have been dropped.
     pub(crate) fn reply(self, result: Result<Response<ResponseBody>, Status>) {
         let _ = self.reply.send(result);
     }
@@ -55,10 +55,11 @@ impl Call {
     }
 
     pub(crate) fn has_expired(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| deadline.at() <= now)
+        self.deadline
+            .is_some_and(|deadline| deadline.has_passed(now))
     }
 
-    /// Returns why the call cannot be sent any more, if so.
+    /// Returns the status of a call that must not be sent any more.
     pub(crate) fn too_late(&self, now: Instant) -> Option<Status> {
         if let Some(deadline) = self.deadline.filter(|_| self.has_expired(now)) {
             return Some(deadline.exceeded(QUEUED));
@@ -68,28 +69,27 @@ impl Call {
         (now >= expire).then(|| Unsent::CredentialsExpired.status(message))
     }
 
-    /// Sets `grpc-timeout` to the time that is left, if that has changed noticeably.
-    ///
-    /// The client rounds the timeout up by as much as this ignores.
+    /// Sets `grpc-timeout` to the remaining time, unless less than 1/256 of it has passed: the client
+    /// rounds the timeout up by about as much.
     pub(crate) fn update_timeout(&mut self, now: Instant) {
         if let Some(deadline) = self.deadline
-            && now.saturating_duration_since(self.queued) > deadline.timeout() / 256
+            && now.saturating_duration_since(self.queued_at) > deadline.timeout() / 256
         {
-            deadline::tell(self.head.headers_mut(), deadline.at());
+            deadline::set_remaining(self.head.headers_mut(), deadline.at());
         }
     }
 }
 
-/// What a call was doing that did not leave the queue in time.
+/// Why a call was not answered in time.
 pub(crate) const QUEUED: &str = "the call was still queued for a stream";
+pub(crate) const UNANSWERED: &str = "the server has not answered";
 
-/// Why a call was not sent, where [`OperationsClient`](crate::OperationsClient) makes it again by
-/// itself.
+/// Why a call was not sent. [`OperationsClient`](crate::OperationsClient) retries such a call.
 #[derive(Debug)]
 pub(crate) enum Unsent {
-    /// Its credentials expired while it was queued. It gets new ones.
+    /// Its credentials expired while it was queued. It is signed again.
     CredentialsExpired,
-    /// The queue was full again when it came. It waits for room.
+    /// The queue was full again when the call arrived. The client waits until it is not.
     QueueFull,
 }
 
@@ -102,8 +102,8 @@ impl Unsent {
         caused(code, message, Origin::Client, self)
     }
 
-    /// Whether this is what a call ended with.
-    pub(crate) fn caused(status: &Status) -> bool {
+    /// Returns whether this is the cause of a status.
+    pub(crate) fn is_cause_of(status: &Status) -> bool {
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {
             if error.is::<Self>() {

@@ -17,9 +17,9 @@ use tonic::{Code, Status};
 use tower::BoxError;
 
 use super::{
-    counted_io::{CountedIo, Counters},
+    body::RequestBody,
+    counted_io::{CountedIo, IoState},
     dial::{Dial, Io},
-    link::RequestBody,
 };
 use crate::status::{Origin, caused, classify};
 
@@ -41,20 +41,16 @@ pub(crate) struct Tls {
     pub(crate) name: tokio_rustls::rustls::pki_types::ServerName<'static>,
 }
 
-/// A connection that is up: the server's SETTINGS have arrived.
+/// A connection that is open: the server's SETTINGS have arrived.
 pub(crate) struct Opened {
     pub(crate) sender: SendRequest<RequestBody>,
     pub(crate) http2: Http2,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) io: Arc<IoState>,
 }
 
 pub(crate) type Http2 = client::Connection<Box<dyn Io>, RequestBody>;
 
 impl Connector {
-    pub(crate) fn authority(&self) -> &Authority {
-        &self.authority
-    }
-
     /// Opens a connection.
     ///
     /// # Errors
@@ -77,7 +73,7 @@ impl Connector {
 
     async fn open_lasting(&self) -> Result<Opened, BoxError> {
         match self.open().await {
-            // It went away as it came: likely the end of its time, or of that server among others.
+            // The server closed it immediately: it is likely being shut down, and another may accept.
             Err(Unopened::Again(_)) => self.open().await,
             opened => opened,
         }
@@ -91,7 +87,7 @@ impl Connector {
             .await
             .map_err(Unopened::Failed)?;
         // Beneath TLS, which may have written bytes although it reports an error.
-        let (io, counters) = CountedIo::new(io);
+        let (io, state) = CountedIo::new(io);
         let io: Box<dyn Io> = Box::new(io);
         #[cfg(feature = "_tls")]
         let io = match &self.tls {
@@ -101,14 +97,14 @@ impl Connector {
         let (sender, mut http2) = client::Builder::new()
             // No pushes: gRPC has none.
             .enable_push(false)
-            // A mark that says that SETTINGS have not arrived. Until then no call is sent.
+            // Shows that SETTINGS have not arrived. Until then no call is sent.
             .initial_max_send_streams(UNANNOUNCED)
             .initial_window_size(WINDOW)
-            // The largest window that HTTP/2 allows, so that unread answers do not block other calls
+            // The largest window that HTTP/2 allows, so that unread responses do not block other calls
             // on the connection. It has room for the windows of 1,000 streams.
             .initial_connection_window_size(CONNECTION_WINDOW)
             // h2 charges small DATA frames to this budget, and does not refund those of streams that
-            // were reset. Answers that arrive after their deadline are such frames, so that a finite
+            // were reset. Responses that arrive after their deadline are such frames, so that a finite
             // budget would sooner or later close a busy connection. The windows bound the payload
             // that is buffered, but not what h2 needs for each frame: a hostile server can make a
             // stream that nobody reads take 500 MiB.
@@ -116,9 +112,8 @@ impl Connector {
             // A status with its details travels in trailers. What is larger fails its call; with
             // four times as much h2 closes the connection, and fails the calls beside it.
             .max_header_list_size(1 << 20)
-            // Calls whose deadline passes are reset, and their answers may still come. The default
-            // is to remember 50 of them, for a second, and to close the connection over 1024
-            // answers that come later.
+            // The responses of streams that were reset may still arrive. The default is to remember 50
+            // such streams for a second, and to close the connection after 1024 responses to others.
             .max_concurrent_reset_streams(1_000)
             .reset_stream_duration(Duration::from_secs(10))
             .max_local_error_reset_streams(None)
@@ -137,10 +132,10 @@ impl Connector {
             return Ok(Opened {
                 sender,
                 http2,
-                counters,
+                io: state,
             });
         };
-        Err(match counters.foreign_protocol() {
+        Err(match state.foreign_protocol() {
             _ if http2.max_concurrent_send_streams() != UNANNOUNCED => Unopened::Again(error),
             Some(foreign) => Unopened::Failed(foreign.into()),
             None => Unopened::Failed(error),
@@ -192,7 +187,7 @@ impl Tls {
     }
 }
 
-/// TLS that did not come about.
+/// A TLS handshake that failed.
 #[cfg(feature = "_tls")]
 #[derive(Debug)]
 struct Handshake(io::Error);
@@ -204,9 +199,9 @@ impl fmt::Display for Handshake {
         let cause = self.0.get_ref().and_then(|cause| cause.downcast_ref());
         f.write_str(match cause {
             Some(Error::InvalidMessage(_)) => {
-                "no TLS (write http:// in the endpoint if the server has none)"
+                "TLS handshake failed (write http:// in the endpoint if the server has no TLS)"
             }
-            _ => "no TLS",
+            _ => "TLS handshake failed",
         })
     }
 }

@@ -12,12 +12,12 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The reads and writes of a connection's byte stream.
+/// What is known of a connection's byte stream.
 ///
-/// Only differences mean something: a count that has not changed since it was noted says that no
-/// byte has moved since.
+/// Only differences of the counts have a meaning: a count that has not changed since it was read shows
+/// that no byte was transferred since.
 #[derive(Debug, Default)]
-pub(crate) struct Counters {
+pub(crate) struct IoState {
     reads: AtomicUsize,
     writes: AtomicUsize,
     /// Whether the socket did not accept the last write.
@@ -26,8 +26,8 @@ pub(crate) struct Counters {
     greeting: OnceLock<Vec<u8>>,
 }
 
-impl Counters {
-    /// Returns what the server speaks, if its first bytes show that it is not HTTP/2.
+impl IoState {
+    /// Returns an error message if the server's first bytes show that it does not speak HTTP/2.
     pub(crate) fn foreign_protocol(&self) -> Option<&'static str> {
         const TLS_ALERT: &[u8] = &[21, 3];
         let greeting = self.greeting.get()?;
@@ -51,29 +51,29 @@ impl Counters {
     }
 }
 
-/// A byte stream with [`Counters`].
+/// A byte stream that updates an [`IoState`].
 #[derive(Debug)]
 pub(crate) struct CountedIo<T> {
     io: T,
-    counters: Arc<Counters>,
+    state: Arc<IoState>,
 }
 
 impl<T> CountedIo<T> {
-    pub(crate) fn new(io: T) -> (Self, Arc<Counters>) {
-        let counters = Arc::<Counters>::default();
+    pub(crate) fn new(io: T) -> (Self, Arc<IoState>) {
+        let state = Arc::<IoState>::default();
         let counted = Self {
             io,
-            counters: counters.clone(),
+            state: state.clone(),
         };
-        (counted, counters)
+        (counted, state)
     }
 
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.counters
+        self.state
             .blocked
             .store(written.is_pending(), Ordering::Relaxed);
         if matches!(written, Poll::Ready(Ok(1..))) {
-            self.counters.writes.fetch_add(1, Ordering::Relaxed);
+            self.state.writes.fetch_add(1, Ordering::Relaxed);
         }
         written
     }
@@ -88,9 +88,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for CountedIo<T> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
         let new = &buf.filled()[before..];
-        if !new.is_empty() && self.counters.reads.fetch_add(1, Ordering::Relaxed) == 0 {
+        if !new.is_empty() && self.state.reads.fetch_add(1, Ordering::Relaxed) == 0 {
             let greeting = new[..new.len().min(8)].to_vec();
-            let _ = self.counters.greeting.set(greeting);
+            let _ = self.state.greeting.set(greeting);
         }
         Poll::Ready(Ok(()))
     }

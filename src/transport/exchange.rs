@@ -1,4 +1,4 @@
-//! One call on a stream: the request is written, and the response is read.
+//! One call on an HTTP/2 stream: sends the request and receives the response.
 
 use std::{
     future::poll_fn,
@@ -8,77 +8,90 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::{
     Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Response};
 use tokio::{sync::oneshot, task::unconstrained, time::Instant};
 use tonic::{Code, Status};
 
 use super::{
-    abandoned::Abandoned,
-    body::ResponseBody,
-    call::{Call, Unary},
-    link::{Budget, Buffered, Link, RequestBody},
+    body::{Chunks, RequestBody, ResponseBody},
+    budget::Buffered,
+    call::{PendingCall, UNANSWERED},
+    link::Link,
 };
 use crate::deadline::Deadline;
 
 /// A call whose request was given to HTTP/2.
 ///
-/// It resolves when the stream is free, or when the caller was dropped. It owns the stream's handles, so
-/// that the stream is never reset before the connection's task decides so.
+/// It resolves when the stream has ended, or when the caller was dropped. It owns the stream's
+/// handles, so that nothing but the connection's task resets a stream whose response has not begun.
 pub(crate) struct Exchange {
     link: Arc<Link>,
     deadline: Option<Deadline>,
     /// `None` once the caller has its result.
-    call: Option<Call>,
-    /// `None` once it has resolved.
+    call: Option<PendingCall>,
+    /// `None` once this has resolved.
     stream: Option<Stream>,
-    /// The socket's writes when the request was given to HTTP/2.
+    /// [`IoState::writes`](super::counted_io::IoState::writes) when the request was given to HTTP/2.
     writes: usize,
-    /// [`Link::unasked_reads`] when something of this call moved last.
+    /// [`Link::unprobed_reads`] when the request was given to HTTP/2, or when data of the response was
+    /// received last.
     reads: isize,
-    /// Whether this is woken when the caller goes.
+    /// Whether this is woken when the caller is dropped.
     watches_caller: bool,
-    /// A unary response, as far as it has arrived.
-    response: Option<Arriving>,
-    /// The reader of a streamed response.
-    reader: Option<oneshot::Receiver<()>>,
 }
 
-/// The handles of an HTTP/2 stream.
 struct Stream {
     request: SendStream<RequestBody>,
-    /// `None` once the head of the response has come.
-    response: Option<ResponseFuture>,
-    body: Option<RecvStream>,
+    response: Receiving,
 }
 
-struct Arriving {
-    unary: Unary,
+/// What is received next on a stream.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be an allocation for each call"
+)]
+enum Receiving {
+    Head(ResponseFuture),
+    /// The data and the trailers of a response that is received completely.
+    Unary(UnaryResponse),
+    /// The end of a response that its reader receives.
+    Streamed(oneshot::Receiver<()>),
+}
+
+struct UnaryResponse {
     head: Response<()>,
-    data: Bytes,
-    joined: BytesMut,
+    body: RecvStream,
+    /// The largest message that the caller accepts, in bytes.
+    limit: usize,
+    data: Chunks,
     data_ended: bool,
-    /// Bytes whose window was not given back to the server yet.
+    /// Bytes whose flow-control window was not released yet.
     unreleased: usize,
     buffered: Option<Buffered>,
 }
 
 /// How an exchange ended.
 pub(crate) enum End {
-    /// The server has answered. `failed`: it, or a proxy, said that it is unavailable.
-    Answered { failed: bool },
+    /// The server has responded. `unavailable`: with a status of an unavailable server.
+    Answered { unavailable: bool },
     /// The stream has failed before the response was complete.
     Failed(Box<FailedCall>),
-    /// The caller was dropped. The stream has to be reset.
-    Abandoned(Abandoned),
+    /// The caller was dropped, or its deadline has passed, before the response was complete.
+    Cancelled {
+        /// The deadline has passed, and the server has sent nothing since the request.
+        silent: bool,
+        /// The stream, which the server may not have accepted yet. `None` if it was reset.
+        stream: Option<(SendStream<RequestBody>, ResponseFuture)>,
+    },
 }
 
 pub(crate) struct FailedCall {
-    pub(crate) call: Call,
+    pub(crate) call: PendingCall,
     pub(crate) error: h2::Error,
     /// The server has certainly not processed the call.
     pub(crate) unprocessed: bool,
@@ -88,16 +101,16 @@ pub(crate) struct FailedCall {
 
 /// Why a request could not be given to HTTP/2.
 pub(crate) enum NotStarted {
-    /// The connection takes no more requests.
-    Closed(Call),
-    /// HTTP/2 refuses the request itself.
-    Refused(Call, h2::Error),
+    /// The connection accepts no more requests.
+    Closed(PendingCall),
+    /// HTTP/2 cannot express the request.
+    Invalid(PendingCall, h2::Error),
 }
 
 impl Exchange {
     /// Gives a request to HTTP/2.
     pub(crate) fn start(
-        mut call: Call,
+        mut call: PendingCall,
         sender: &mut SendRequest<RequestBody>,
         link: &Arc<Link>,
         now: Instant,
@@ -107,11 +120,11 @@ impl Exchange {
             Ok(stream) => stream,
             Err(error) => {
                 let mut cx = Context::from_waker(Waker::noop());
-                let closed = matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_)));
-                return Err(Box::new(match closed {
-                    true => NotStarted::Closed(call),
-                    false => NotStarted::Refused(call, error),
-                }));
+                let not_started = match sender.poll_ready(&mut cx) {
+                    Poll::Ready(Err(_)) => NotStarted::Closed(call),
+                    _ => NotStarted::Invalid(call, error),
+                };
+                return Err(Box::new(not_started));
             }
         };
         let body = RequestBody::new(call.body.clone(), link.clone());
@@ -123,14 +136,11 @@ impl Exchange {
             call: Some(call),
             stream: Some(Stream {
                 request,
-                response: Some(response),
-                body: None,
+                response: Receiving::Head(response),
             }),
-            writes: link.counters.writes(),
-            reads: link.unasked_reads(),
+            writes: link.io.writes(),
+            reads: link.unprobed_reads(),
             watches_caller: false,
-            response: None,
-            reader: None,
         })
     }
 
@@ -138,59 +148,74 @@ impl Exchange {
         self.deadline.map(|deadline| deadline.at())
     }
 
-    /// The number of the call, as long as its caller waits.
+    /// Returns the number of the call, as long as its caller waits.
     pub(crate) fn number(&self) -> Option<u64> {
         self.call.as_ref().map(|call| call.number)
     }
 
-    /// Ends a call whose deadline has passed. Returns the stream, if it is to be reset later.
-    pub(crate) fn expire(&mut self, now: Instant) -> Option<Abandoned> {
-        let abandoned = self.abandon(now);
-        if let (Some(call), Some(deadline)) = (self.call.take(), self.deadline.take()) {
-            call.reply(Err(deadline.exceeded("the server has not answered")));
+    /// Ends a call whose deadline has passed.
+    pub(crate) fn expire(&mut self, now: Instant) -> End {
+        let end = self.cancel(now);
+        if let (Some(call), Some(deadline)) = (self.call.take(), self.deadline) {
+            call.reply(Err(deadline.exceeded(UNANSWERED)));
         }
-        abandoned
+        end
     }
 
-    /// Whether the server waits for window.
-    pub(crate) fn is_held_back(&self) -> bool {
-        let response = self.response.as_ref();
-        response.is_some_and(|response| response.unreleased > 0)
+    /// Returns whether flow-control window is withheld from the server.
+    pub(crate) fn is_withheld(&self) -> bool {
+        match &self.stream {
+            Some(Stream {
+                response: Receiving::Unary(response),
+                ..
+            }) => response.unreleased > 0,
+            _ => false,
+        }
     }
 
-    /// Gives the server the window for more of the response.
+    /// Lets the server send more of the response.
     pub(crate) fn release(&mut self) {
-        if let (Some(response), Some(stream)) = (&mut self.response, &mut self.stream)
-            && let Some(body) = &mut stream.body
+        if let Some(Stream {
+            response: Receiving::Unary(response),
+            ..
+        }) = &mut self.stream
         {
-            response.release(body);
+            response.release();
         }
     }
 
-    /// Watches for the end of the exchange anew: its waker has changed.
-    pub(crate) fn moved(mut self) -> Self {
+    /// Prepares for a move to another set of futures, and so to another waker.
+    pub(crate) fn reset_waker(mut self) -> Self {
         self.watches_caller = false;
         self
     }
 
-    /// Resets the stream, or returns it, if the server may not have accepted it yet.
-    fn abandon(&mut self, now: Instant) -> Option<Abandoned> {
-        let mut stream = self.stream.take()?;
-        let Some(response) = stream.response else {
-            stream.request.send_reset(Reason::CANCEL);
-            return None;
-        };
-        let late = self.deadline.is_some_and(|d| d.has_passed_for_caller(now));
-        Some(Abandoned::new(stream.request, response, self.reads, late))
+    fn cancel(&mut self, now: Instant) -> End {
+        let deadline = self.deadline;
+        let late = deadline.is_some_and(|deadline| deadline.has_passed_for_caller(now));
+        End::Cancelled {
+            silent: late && self.link.unprobed_reads() <= self.reads,
+            stream: match self.stream.take() {
+                Some(Stream {
+                    request,
+                    response: Receiving::Head(response),
+                }) => Some((request, response)),
+                Some(mut stream) => {
+                    stream.request.send_reset(Reason::CANCEL);
+                    None
+                }
+                None => None,
+            },
+        }
     }
 
-    fn caller_has_gone(&mut self, cx: &mut Context<'_>) -> bool {
+    fn caller_was_dropped(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(call) = &mut self.call else {
             return false;
         };
         if !self.watches_caller {
             self.watches_caller = true;
-            // Out of tokio's budget: only what does I/O should spend it.
+            // Not charged to tokio's budget, which is meant for I/O.
             let closed = poll_fn(|cx| call.reply.poll_closed(cx));
             let mut closed = unconstrained(closed);
             return Pin::new(&mut closed).poll(cx).is_ready();
@@ -199,102 +224,106 @@ impl Exchange {
     }
 
     fn fail(&mut self, error: h2::Error) -> End {
-        self.stream = None;
+        let stream = self.stream.take();
+        let no_head = matches!(
+            stream,
+            Some(Stream {
+                response: Receiving::Head(_),
+                ..
+            })
+        );
         let Some(call) = self.call.take() else {
-            return End::Answered { failed: true };
+            return End::Answered { unavailable: true };
         };
-        let counters = &self.link.counters;
-        let no_head = self.response.is_none();
         End::Failed(Box::new(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
-            unwritten: no_head && !error.is_reset() && counters.writes() == self.writes,
+            unwritten: no_head && !error.is_reset() && self.link.io.writes() == self.writes,
             call,
             error,
         }))
     }
 
-    /// Replies with the unary response. The stream is free if the response is `complete`.
-    fn reply(&mut self, trailers: Option<HeaderMap>, complete: bool) -> End {
-        let (Some(call), Some(response)) = (self.call.take(), self.response.take()) else {
-            return End::Answered { failed: false };
-        };
-        let failed = says_unavailable(&response.head);
-        let data = match response.joined.is_empty() {
-            true => response.data,
-            false => response.joined.freeze(),
-        };
-        let buffered = response.buffered;
-        call.reply(Ok(response
-            .head
-            .map(|()| ResponseBody::whole(data, trailers, buffered))));
-        if !complete {
-            let abandoned = self.abandon(Instant::now());
-            return abandoned.map_or(End::Answered { failed }, End::Abandoned);
-        }
-        self.free_stream();
-        End::Answered { failed }
-    }
-
-    /// Frees the stream after the response.
-    fn free_stream(&mut self) {
-        let Some(mut stream) = self.stream.take() else {
-            return;
-        };
-        // A server may answer before it has read the request. Then the rest still waits for window,
-        // and keeps the stream open.
-        if self.link.unsent.load(Ordering::Relaxed) > 0 {
-            stream.request.send_reset(Reason::CANCEL);
-        }
-    }
-
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         let Some(stream) = &mut self.stream else {
-            return Poll::Ready(Ok(()));
+            return Poll::Pending;
         };
-        let Some(response) = &mut stream.response else {
+        let Receiving::Head(response) = &mut stream.response else {
             return Poll::Ready(Ok(()));
         };
         let (head, body) = ready!(Pin::new(response).poll(cx))?.into_parts();
-        stream.response = None;
         let head = Response::from_parts(head, ());
-        self.reads = self.link.unasked_reads();
-        match self.call.as_ref().and_then(|call| call.unary) {
-            Some(unary) => {
-                stream.body = Some(body);
-                self.response = Some(Arriving::new(unary, head));
-            }
+        self.reads = self.link.unprobed_reads();
+        stream.response = match self.call.as_ref().and_then(|call| call.unary) {
+            Some(unary) => Receiving::Unary(UnaryResponse::new(head, body, unary.limit)),
             None => {
                 let deadline = self.deadline.map(|deadline| deadline.at());
-                let link = self.link.clone();
-                let (body, reader) = ResponseBody::streaming(body, link, deadline);
-                self.reader = Some(reader);
+                let (body, end) = ResponseBody::streamed(body, self.link.clone(), deadline);
                 if let Some(call) = self.call.take() {
                     call.reply(Ok(head.map(|()| body)));
                 }
+                Receiving::Streamed(end)
             }
-        }
+        };
         Poll::Ready(Ok(()))
     }
 
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, h2::Error>> {
-        let (Some(stream), Some(response)) = (&mut self.stream, &mut self.response) else {
+        let Some(stream) = &mut self.stream else {
             return Poll::Pending;
         };
-        let Some(body) = &mut stream.body else {
-            return Poll::Pending;
-        };
-        while !response.data_ended {
-            let Some(data) = ready!(body.poll_data(cx)) else {
-                response.data_ended = true;
-                break;
-            };
-            self.reads = self.link.unasked_reads();
-            if !response.push(data?, body, &self.link) {
-                return Poll::Ready(Ok(self.reply(None, false)));
+        match &mut stream.response {
+            Receiving::Head(_) => Poll::Pending,
+            Receiving::Unary(response) => {
+                let received = ready!(response.poll(cx, &self.link, &mut self.reads))?;
+                Poll::Ready(Ok(self.reply(received)))
+            }
+            Receiving::Streamed(end) => {
+                let end = unconstrained(poll_fn(|cx| Pin::new(&mut *end).poll(cx)));
+                Poll::Ready(Ok(match ready!(std::pin::pin!(end).poll(cx)) {
+                    Ok(()) => self.free_stream(false),
+                    Err(_) => self.cancel(Instant::now()),
+                }))
             }
         }
-        let trailers = ready!(body.poll_trailers(cx))?;
-        Poll::Ready(Ok(self.reply(trailers, true)))
+    }
+
+    /// Sends a unary response to the caller.
+    fn reply(&mut self, received: Received) -> End {
+        let stream = self.stream.as_mut().map(|stream| &mut stream.response);
+        let (Some(call), Some(Receiving::Unary(response))) = (self.call.take(), stream) else {
+            return self.cancel(Instant::now());
+        };
+        let unavailable = says_unavailable(&response.head);
+        let head = mem::take(&mut response.head);
+        let data = mem::take(&mut response.data).join();
+        let buffered = response.buffered.take();
+        let reply = |trailers| {
+            let body = ResponseBody::whole(data, trailers, buffered);
+            call.reply(Ok(head.map(|()| body)));
+        };
+        match received {
+            Received::Complete(trailers) => {
+                reply(trailers);
+                self.free_stream(unavailable)
+            }
+            Received::TooLarge => {
+                reply(None);
+                self.cancel(Instant::now())
+            }
+        }
+    }
+
+    /// Frees the stream after a complete response.
+    fn free_stream(&mut self, unavailable: bool) -> End {
+        // A server may respond before it has read the request. The rest of the request then waits for
+        // window, and keeps the stream open.
+        if self.link.unsent.load(Ordering::Relaxed) > 0
+            && let Some(stream) = &mut self.stream
+        {
+            stream.request.send_reset(Reason::CANCEL);
+        }
+        self.stream = None;
+        End::Answered { unavailable }
     }
 }
 
@@ -303,94 +332,83 @@ impl Future for Exchange {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = &mut *self;
-        if this.caller_has_gone(cx) {
+        if this.caller_was_dropped(cx) {
             this.call = None;
-            let abandoned = this.abandon(Instant::now());
-            return Poll::Ready(abandoned.map_or(End::Answered { failed: false }, End::Abandoned));
+            return Poll::Ready(this.cancel(Instant::now()));
         }
-        if let Err(error) = ready!(this.poll_head(cx)) {
-            return Poll::Ready(this.fail(error));
-        }
-        if let Some(reader) = &mut this.reader {
-            let reader = unconstrained(poll_fn(|cx| Pin::new(&mut *reader).poll(cx)));
-            return Poll::Ready(match ready!(Pin::new(&mut { reader }).poll(cx)) {
-                Ok(()) => {
-                    this.free_stream();
-                    End::Answered { failed: false }
-                }
-                Err(_) => this
-                    .abandon(Instant::now())
-                    .map_or(End::Answered { failed: false }, End::Abandoned),
-            });
-        }
-        match ready!(this.poll_response(cx)) {
-            Ok(end) => Poll::Ready(end),
-            Err(error) => Poll::Ready(this.fail(error)),
-        }
+        let end = match ready!(this.poll_head(cx)) {
+            Ok(()) => ready!(this.poll_response(cx)),
+            Err(error) => Err(error),
+        };
+        Poll::Ready(end.unwrap_or_else(|error| this.fail(error)))
     }
 }
 
-impl Arriving {
-    fn new(unary: Unary, head: Response<()>) -> Self {
+/// How far a unary response was received.
+enum Received {
+    Complete(Option<HeaderMap>),
+    /// The message is larger than the caller accepts. The data received shows that.
+    TooLarge,
+}
+
+impl UnaryResponse {
+    fn new(head: Response<()>, body: RecvStream, limit: usize) -> Self {
         Self {
-            unary,
             head,
-            data: Bytes::new(),
-            joined: BytesMut::new(),
+            body,
+            limit,
+            data: Chunks::default(),
             data_ended: false,
             unreleased: 0,
             buffered: None,
         }
     }
 
-    /// Takes in data; returns whether the caller accepts more.
-    fn push(&mut self, data: Bytes, body: &mut RecvStream, link: &Link) -> bool {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &Link,
+        reads: &mut isize,
+    ) -> Poll<Result<Received, h2::Error>> {
+        while !self.data_ended {
+            let Some(data) = ready!(self.body.poll_data(cx)) else {
+                self.data_ended = true;
+                break;
+            };
+            *reads = link.unprobed_reads();
+            self.push(data?, link);
+            if self.is_too_large() {
+                return Poll::Ready(Ok(Received::TooLarge));
+            }
+        }
+        self.body.poll_trailers(cx).map_ok(Received::Complete)
+    }
+
+    fn push(&mut self, data: Bytes, link: &Link) {
         /// HTTP/2 sends a window update only once half of the window is used. To release less at a
         /// time saves nothing but costs a lock.
         const STEP: usize = 64 << 10;
         self.unreleased += data.len();
-        let before = self.len();
-        if before == 0 {
-            self.data = data;
-        } else {
-            self.joined.extend_from_slice(&mem::take(&mut self.data));
-            self.joined.extend_from_slice(&data);
+        self.data.push(data);
+        Buffered::count(&mut self.buffered, self.data.bytes().len(), &link.budget);
+        if self.unreleased >= STEP && !link.must_withhold() {
+            self.release();
         }
-        let length = self.len();
-        if length > Budget::SMALL {
-            let buffered = self
-                .buffered
-                .get_or_insert_with(|| Buffered::new(link.budget.clone()));
-            buffered.add(if before > Budget::SMALL {
-                length - before
-            } else {
-                length
-            });
-        }
-        if self.unreleased >= STEP && !link.is_over_budget() {
-            self.release(body);
-        }
-        let prefix = self.bytes().first_chunk::<5>();
-        let declared = prefix.map_or(0, |[_, length @ ..]| u32::from_be_bytes(*length) as usize);
-        declared <= self.unary.limit && length <= self.unary.limit.saturating_add(PREFIX)
     }
 
-    fn release(&mut self, body: &mut RecvStream) {
+    fn release(&mut self) {
+        let bytes = mem::take(&mut self.unreleased);
         // An error says that the stream has ended.
-        let _ = body
-            .flow_control()
-            .release_capacity(mem::take(&mut self.unreleased));
+        let _ = self.body.flow_control().release_capacity(bytes);
     }
 
-    fn bytes(&self) -> &[u8] {
-        match self.joined.is_empty() {
-            true => &self.data,
-            false => &self.joined,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.bytes().len()
+    fn is_too_large(&self) -> bool {
+        let data = self.data.bytes();
+        let declared = match data.first_chunk::<PREFIX>() {
+            Some([_flag, length @ ..]) => u32::from_be_bytes(*length) as usize,
+            None => 0,
+        };
+        declared > self.limit || data.len() > self.limit.saturating_add(PREFIX)
     }
 }
 
@@ -404,13 +422,11 @@ fn is_unprocessed(error: &h2::Error) -> bool {
     error.is_remote() && (refused || error.is_go_away())
 }
 
-/// Whether the server, or a proxy before it, is unavailable. Such an answer comes at once, so that
-/// the connection would attract all calls.
+/// Whether the server, or a proxy before it, is unavailable. It responds so immediately that the
+/// connection would attract all calls.
 fn says_unavailable(head: &Response<()>) -> bool {
-    let code = head.headers().get(Status::GRPC_STATUS);
-    let code = code.map(|code| Code::from_bytes(code.as_bytes()));
-    match code {
-        Some(code) => code == Code::Unavailable,
-        None => head.status() != StatusCode::OK,
+    match head.headers().get(Status::GRPC_STATUS) {
+        Some(code) => Code::from_bytes(code.as_bytes()) == Code::Unavailable,
+        None => matches!(head.status().as_u16(), 429 | 502 | 503 | 504),
     }
 }

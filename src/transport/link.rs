@@ -1,4 +1,4 @@
-//! The state that the calls of one connection share.
+//! What the exchanges of one connection share.
 
 use std::{
     sync::{
@@ -8,138 +8,57 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
 use http::uri::Authority;
 use tonic::{Code, Status};
 
-use super::counted_io::Counters;
+use super::{budget::Budget, counted_io::IoState};
 use crate::status::{Origin, caused, classify};
 
-/// What the calls of one connection need to know about it.
+/// The part of a connection's state that its exchanges and the readers of its responses need.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) authority: Authority,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) io: Arc<IoState>,
     pub(crate) budget: Arc<Budget>,
-    /// Probes that were sent: frames that the peer has to acknowledge.
+    /// How many probes were sent: frames that the server has to acknowledge.
     pub(crate) probes: AtomicUsize,
-    /// Requests that HTTP/2 has not written to their ends.
+    /// Requests that HTTP/2 has not written completely.
     pub(crate) unsent: AtomicUsize,
-    /// Whether something waits until the budget is no longer exceeded.
-    pub(crate) held_back: AtomicBool,
-    /// How long the peer did not answer, if that ended the connection.
-    pub(crate) unanswered: OnceLock<Duration>,
+    /// Whether flow-control window was withheld from the server, because the budget was exceeded.
+    pub(crate) withholds: AtomicBool,
+    /// The keepalive timeout that ended the connection, if one did.
+    pub(crate) timed_out: OnceLock<Duration>,
 }
 
 impl Link {
-    /// Whether the budget is exceeded. If so, whoever asks holds something back, and the
-    /// connection's task has to look again.
-    pub(crate) fn is_over_budget(&self) -> bool {
-        let exceeded = self.budget.used.load(Ordering::Relaxed) > self.budget.max;
+    /// Returns whether the budget is exceeded. If so, the caller has to withhold window, and the
+    /// connection's task checks the budget again later.
+    pub(crate) fn must_withhold(&self) -> bool {
+        let exceeded = self.budget.is_exceeded();
         if exceeded {
-            self.held_back.store(true, Ordering::Relaxed);
+            self.withholds.store(true, Ordering::Relaxed);
         }
         exceeded
     }
 
-    /// Returns how many reads there were, beyond one for each probe. If it has not grown since a
-    /// request was sent, nothing has come but perhaps what was asked for.
-    pub(crate) fn unasked_reads(&self) -> isize {
+    /// Returns the number of reads, less one for each probe. If it has not grown since a request was
+    /// sent, nothing has been received but acknowledgements, if that.
+    pub(crate) fn unprobed_reads(&self) -> isize {
         let probes = self.probes.load(Ordering::Relaxed);
-        self.counters.reads() as isize - probes as isize
+        self.io.reads() as isize - probes as isize
     }
 
     /// Returns the status of a call that failed on this connection.
     pub(crate) fn failed(&self, error: h2::Error) -> Status {
         let authority = &self.authority;
-        if let Some(timeout) = self.unanswered.get() {
+        if let Some(timeout) = self.timed_out.get() {
             let message = format!(
-                "{authority}: the connection is dead: no sign of life within {timeout:?}, although asked for one"
+                "{authority}: keepalive timed out: no data received within {timeout:?} of a ping"
             );
             return caused(Code::Unavailable, message, Origin::Transport, error);
         }
         let status = classify(error.into());
         let message = format!("{authority}: {}", status.message());
         caused(status.code(), message, Origin::Transport, status)
-    }
-}
-
-/// The body of a request, as HTTP/2 holds it until it is written.
-#[derive(Debug)]
-pub(crate) struct RequestBody {
-    data: Bytes,
-    link: Arc<Link>,
-}
-
-impl RequestBody {
-    pub(crate) fn new(data: Bytes, link: Arc<Link>) -> Self {
-        link.unsent.fetch_add(1, Ordering::Relaxed);
-        Self { data, link }
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.link.unsent.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Buf for RequestBody {
-    fn remaining(&self) -> usize {
-        self.data.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.data.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.data.advance(count);
-    }
-}
-
-/// The bytes of answers that are held in memory, for all connections of a pool together.
-///
-/// It counts the answers that are being read and those that were delivered but not taken by their
-/// callers. Small ones are not counted: they would only make all cores compete for the counter.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    used: AtomicUsize,
-    max: usize,
-}
-
-impl Budget {
-    /// Answers up to this size are not counted, in bytes.
-    pub(crate) const SMALL: usize = 4 << 10;
-
-    pub(crate) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            used: AtomicUsize::new(0),
-            max,
-        })
-    }
-}
-
-/// Bytes that count towards a [`Budget`] until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Buffered {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Buffered {
-    pub(crate) fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, bytes: 0 }
-    }
-
-    pub(crate) fn add(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Buffered {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

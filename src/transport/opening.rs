@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    pin::pin,
     sync::{Arc, Weak},
     task::Poll,
 };
@@ -14,98 +15,109 @@ use tonic::Status;
 
 use super::{
     connection::Connection,
+    connector::Opened,
     pool::{Attempt, Pool},
 };
 use crate::status::{Origin, mark};
 
 /// Spawns the task of a connection, which opens it first.
-pub(crate) fn open(pool: &Arc<Pool>, attempt: Attempt) {
+pub(crate) fn spawn_connection(pool: &Arc<Pool>, attempt: Attempt) {
     let runtime = attempt.runtime.clone();
-    runtime.spawn(run(Opening {
+    let guard = AttemptGuard {
         pool: Arc::downgrade(pool),
         attempt: Some(attempt),
-    }));
+        is_polled: false,
+    };
+    runtime.spawn(async move {
+        if let Some(connection) = open(guard).await {
+            connection.await;
+        }
+    });
 }
 
-/// Opens a connection on the caller's runtime, whether or not a call needs it.
+/// Opens the first connection of a pool, whether or not a call needs it.
 ///
 /// # Errors
 ///
 /// `UNAVAILABLE`: it cannot be opened.
-pub(crate) async fn open_first(pool: &Arc<Pool>, runtime: runtime::Handle) -> Result<(), Status> {
+pub(crate) async fn connect_first(
+    pool: &Arc<Pool>,
+    runtime: runtime::Handle,
+) -> Result<(), Status> {
     let opened = pool.connector.connect().await?;
-    let attempt = pool.attempt_now(runtime);
+    let attempt = pool.attempt_on(runtime);
     if let Some(connection) = Connection::new(opened, pool, &attempt.handle) {
-        tokio::spawn(connection);
+        attempt.runtime.spawn(connection);
     }
     pool.open_if_needed(); // the minimum may be more than one
     Ok(())
 }
 
-async fn run(mut opening: Opening) {
-    let Some(attempt) = &opening.attempt else {
-        return;
-    };
-    let handle = attempt.handle.clone();
-    let begins = attempt.begins;
-    let weak = opening.pool.clone();
-    let connect = async move {
-        if begins > Instant::now() {
-            sleep_until(begins).await;
-        }
-        let pool = weak.upgrade()?;
-        // The pool is not kept alive by its own attempts.
-        let connector = pool.connector.clone();
-        drop(pool);
-        Some(connector.connect().await)
-    };
-    let mut connect = std::pin::pin!(connect);
-    let opened = poll_fn(|cx| {
-        handle.begin(cx);
-        handle.end();
-        match opening.pool.strong_count() {
-            0 => Poll::Ready(None),
-            _ => connect.as_mut().poll(cx),
-        }
-    })
-    .await;
-    let (Some(opened), Some(pool)) = (opened, opening.pool.upgrade()) else {
-        opening.attempt = None;
-        return;
-    };
-    opening.attempt = None;
-    let connection = match opened {
-        Ok(opened) => Connection::new(opened, &pool, &handle),
+/// Opens a connection. `None` if that failed, or if the pool was dropped.
+async fn open(mut guard: AttemptGuard) -> Option<Connection> {
+    let attempt = guard.attempt.clone()?;
+    let opened = guard.connect(&attempt).await;
+    guard.attempt = None;
+    let pool = guard.pool.upgrade()?;
+    let connection = match opened? {
+        Ok(opened) => Connection::new(opened, &pool, &attempt.handle),
         Err(failure) => {
-            pool.not_opened(&handle, &failure);
+            pool.not_opened(&attempt.handle, &failure);
             None
         }
     };
-    // There may be need of more, and how many streams each has is known now.
+    // More may be needed, and how many streams each has is known now.
     pool.open_if_needed();
-    drop((opening, pool));
-    if let Some(connection) = connection {
-        connection.await;
+    connection
+}
+
+/// Reports an attempt that was dropped before its end to the pool.
+struct AttemptGuard {
+    pool: Weak<Pool>,
+    /// `None` once the attempt has ended.
+    attempt: Option<Attempt>,
+    /// Whether the connector is being polled. If this is dropped meanwhile, the connector panicked.
+    is_polled: bool,
+}
+
+impl AttemptGuard {
+    /// Connects when the attempt is due. `None` if the pool is dropped before.
+    async fn connect(&mut self, attempt: &Attempt) -> Option<Result<Opened, Status>> {
+        // The pool is not kept alive by its own attempts.
+        let connector = self.pool.upgrade()?.connector.clone();
+        let starts_at = attempt.starts_at;
+        let mut connect = pin!(async move {
+            if starts_at > Instant::now() {
+                sleep_until(starts_at).await;
+            }
+            connector.connect().await
+        });
+        poll_fn(|cx| {
+            // The pool wakes this when it is dropped.
+            attempt.handle.register(cx);
+            if self.pool.strong_count() == 0 {
+                return Poll::Ready(None);
+            }
+            self.is_polled = true;
+            let opened = connect.as_mut().poll(cx);
+            self.is_polled = false;
+            opened.map(Some)
+        })
+        .await
     }
 }
 
-/// An attempt to open a connection. Dropped before its end, it reports that to the pool.
-struct Opening {
-    pool: Weak<Pool>,
-    attempt: Option<Attempt>,
-}
-
-impl Drop for Opening {
+impl Drop for AttemptGuard {
     fn drop(&mut self) {
         let (Some(attempt), Some(pool)) = (self.attempt.take(), self.pool.upgrade()) else {
             return;
         };
-        if !std::thread::panicking() {
-            return pool.opening_dropped(&attempt.handle);
+        if !self.is_polled {
+            return pool.attempt_dropped(&attempt.handle);
         }
         let message = format!(
             "cannot connect to {}: the connector panicked",
-            pool.connector.authority()
+            pool.connector.authority
         );
         let failure = mark(Status::unavailable(message), Origin::Transport);
         pool.not_opened(&attempt.handle, &failure);

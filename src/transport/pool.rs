@@ -1,16 +1,12 @@
-//! The connection pool: a queue of calls, and the connections that take them.
+//! Connection pool: a queue of calls, and the connections that take them.
 
+mod attempts;
 mod connections;
-mod openings;
 mod queue;
+mod readiness;
 
 use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake as _, Waker},
     time::Duration,
 };
@@ -18,29 +14,34 @@ use std::{
 use tokio::{runtime, time::Instant};
 use tonic::Status;
 
-use self::{connections::Connections, openings::Openings, queue::Queue};
-pub(crate) use self::{connections::Load, openings::Attempt};
+pub(crate) use self::{attempts::Attempt, connections::Load};
+use self::{
+    attempts::Attempts,
+    connections::Connections,
+    queue::Queue,
+    readiness::{QueueFull, Readiness},
+};
 use super::{
-    call::{Call, Unsent},
+    budget::Budget,
+    call::{PendingCall, Unsent},
     connector::Connector,
-    link::Budget,
-    waker::Handle,
+    waker::ConnectionHandle,
 };
 use crate::trace;
 
 /// The settings of a pool.
 #[derive(Clone, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct PoolConfig {
     pub(crate) min_connections: usize,
     pub(crate) max_connections: usize,
     pub(crate) max_connection_age: Option<Duration>,
-    /// How many streams of a connection are used, where the server allows more.
+    /// The maximum number of streams of a connection, where the server allows more.
     pub(crate) streams_per_connection: usize,
     pub(crate) max_queued_calls: usize,
     pub(crate) max_buffered_bytes: usize,
-    /// How long a connection with calls may be silent before it is pinged.
+    /// How long a connection with calls may receive nothing before it is pinged.
     pub(crate) keepalive: Duration,
-    /// How long the answer to that ping may take.
+    /// How long the acknowledgement of that ping may take.
     pub(crate) keepalive_timeout: Duration,
     /// How long a connection beside others is kept without calls.
     pub(crate) idle: Duration,
@@ -50,78 +51,99 @@ pub(crate) struct Limits {
 ///
 /// It decides which connection takes the next call, and whether to open another. It does no I/O.
 ///
-/// Every wake-up that a connection gets is a hint: calls stay in the queue until a
-/// connection takes them, and any connection may. No lock is held while anything is woken.
+/// A call that is queued is *assigned* to a connection: the pool counts it, and wakes the
+/// connection's task. That is only a hint. Calls stay in the common queue until a task calls
+/// [`take`](Self::take), which is also how it reports its [`Load`]; any connection may take any
+/// call. What is assigned to a connection that does not report within 100 ms is assigned to another.
+///
+/// Nothing is woken, replied to or dropped while the lock is held.
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) connector: Arc<Connector>,
-    pub(crate) limits: Limits,
+    pub(crate) config: PoolConfig,
     pub(crate) budget: Arc<Budget>,
-    /// Spawns the task of a connection.
-    open: fn(&Arc<Self>, Attempt),
-    /// Whether the queue was full, and has not been emptied by an eighth since.
-    full: AtomicBool,
+    /// Spawns the task that opens and drives a connection.
+    spawn: fn(&Arc<Self>, Attempt),
+    queue_full: QueueFull,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     queue: Queue,
+    readiness: Readiness,
     connections: Connections,
-    openings: Openings,
-    /// How many streams the last connection allowed.
-    streams: usize,
+    attempts: Attempts,
+    /// How many streams the next connection is expected to allow: as many as the last one.
+    expected_streams: usize,
     /// How often a server complained of too many pings.
     complaints: u32,
-    /// The callers that wait until the queue is not full, by the numbers of their registrations.
-    waiting_for_room: BTreeMap<u64, Waker>,
-    registrations: u64,
 }
 
 /// A call that was queued.
 #[derive(Debug)]
 pub(crate) struct Pushed {
     pub(crate) number: u64,
-    /// Whether another connection is to be opened.
-    pub(crate) open: bool,
-    /// Whether a connection will take the call as soon as the caller's runtime lets it run.
+    /// Whether another connection has to be opened.
+    pub(crate) needs_connection: bool,
+    /// Whether a connection will take the call as soon as the caller's runtime polls its task.
     pub(crate) is_assigned: bool,
 }
 
 /// What a connection gets when it takes calls.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// Calls that are still queued.
+    /// How many calls are still queued.
     pub(crate) queued: usize,
-    /// Other connections have to be woken, or opened, for them.
+    /// Whether they have to be assigned to other connections.
     pub(crate) unassigned: bool,
     /// Since when the peer should have sent something.
-    pub(crate) doubted: Option<Instant>,
-    /// The connection was removed, because its calls fail while others succeed.
+    pub(crate) suspect_since: Option<Instant>,
+    /// Whether the connection was removed, because its calls fail while others succeed.
     pub(crate) removed: bool,
+}
+
+/// What has to be done once the pool is unlocked.
+#[derive(Default)]
+#[must_use]
+struct Deferred {
+    connection: Option<Arc<ConnectionHandle>>,
+    callers: Vec<Waker>,
+    expired: Vec<PendingCall>,
+}
+
+impl Deferred {
+    fn run(self, now: Instant) {
+        if let Some(connection) = self.connection {
+            connection.wake_by_ref();
+        }
+        self.callers.into_iter().for_each(Waker::wake);
+        for call in self.expired {
+            call.reply_too_late(now);
+        }
+    }
 }
 
 impl Pool {
     pub(crate) fn new(
         connector: Connector,
-        limits: Limits,
-        open: fn(&Arc<Self>, Attempt),
+        config: PoolConfig,
+        spawn: fn(&Arc<Self>, Attempt),
     ) -> Arc<Self> {
         let state = State {
-            queue: Queue::new(limits.max_queued_calls),
+            queue: Queue::new(config.max_queued_calls),
+            readiness: Readiness::default(),
             connections: Connections::default(),
-            openings: Openings::default(),
-            streams: limits.streams_per_connection.min(100),
+            attempts: Attempts::default(),
+            expected_streams: config.streams_per_connection.min(100),
             complaints: 0,
-            waiting_for_room: BTreeMap::new(),
-            registrations: 0,
         };
         Arc::new(Self {
             connector: Arc::new(connector),
-            budget: Budget::new(limits.max_buffered_bytes),
-            limits,
-            open,
-            full: false.into(),
+            budget: Budget::new(config.max_buffered_bytes),
+            config,
+            spawn,
+            queue_full: state.readiness.queue_full(),
             state: Mutex::new(state),
         })
     }
@@ -132,92 +154,73 @@ impl Pool {
         (state.connections.len(), state.queue.len())
     }
 
-    /// How many streams the open connections have. Before the first, how many there will be at least.
+    /// Returns how many streams the open connections have. Before the first is open, that is the least
+    /// that there will be.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.lock();
-        match state.connections.is_empty() {
-            true => self.limits.max_connections,
-            false => state.connections.iter().map(|c| c.load.limit).sum(),
+        if state.connections.is_empty() {
+            return self.config.max_connections;
         }
+        state.connections.iter().map(|c| c.load.max_streams).sum()
     }
 
-    /// Ready while the queue is not full. Nothing is reserved: the queue may be full again when the
-    /// call comes.
-    pub(crate) fn poll_room(
+    /// Waits until the queue is not full. Nothing is reserved: the queue may be full again when the
+    /// call arrives.
+    pub(crate) fn poll_ready(
         &self,
         registration: &mut Option<u64>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        if !self.full.load(Ordering::Acquire) {
+        if !self.queue_full.get() {
             return Poll::Ready(());
         }
-        let mut state = self.lock();
-        if !self.full.load(Ordering::Acquire) {
-            return Poll::Ready(());
-        }
-        let registration = *registration.get_or_insert_with(|| {
-            state.registrations += 1;
-            state.registrations
-        });
-        let waker = cx.waker().clone();
-        let before = state.waiting_for_room.insert(registration, waker);
-        drop(state);
-        drop(before);
-        Poll::Pending
+        let (ready, replaced) = self.lock().readiness.poll(registration, cx);
+        drop(replaced);
+        ready
     }
 
-    /// Ends a registration of [`poll_room`](Self::poll_room).
+    /// Ends a registration of [`poll_ready`](Self::poll_ready).
     pub(crate) fn unregister(&self, registration: u64) {
-        let waker = self.lock().waiting_for_room.remove(&registration);
+        let waker = self.lock().readiness.unregister(registration);
         drop(waker);
     }
 
-    /// Queues the call of a caller on this runtime, and wakes a connection for it.
+    /// Queues the call of a caller on this runtime, and assigns it to a connection.
     ///
     /// # Errors
     ///
     /// - `RESOURCE_EXHAUSTED`: the queue is full.
     /// - `UNAVAILABLE`: there is no connection, and the next attempt to open one is not due.
-    pub(crate) fn push(&self, call: Call, caller: runtime::Id) -> Result<Pushed, Status> {
-        let now = call.queued;
+    pub(crate) fn push(&self, call: PendingCall, caller: runtime::Id) -> Result<Pushed, Status> {
+        let now = call.queued_at;
         let mut state = self.lock();
-        if state.connections.present().next().is_none()
-            && let Some(failure) = state.openings.backoff_failure(now)
+        if state.connections.running().next().is_none()
+            && let Some(failure) = state.attempts.backoff_failure(now)
         {
             return Err(failure);
         }
-        let expired = match state.queue.is_full() {
-            true => state.queue.remove_expired(now),
-            false => Vec::new(),
-        };
-        let room = match expired.is_empty() {
-            true => Vec::new(),
-            false => self.room_made(&mut state),
-        };
-        let pushed = match state.queue.is_full() {
-            true => Err(full(state.queue.bound())),
-            false => Ok(state.queue.push(call)),
-        };
+        let mut deferred = state.make_room(now);
+        let number = state.queue.push(call);
         if state.queue.is_full() {
-            self.full.store(true, Ordering::Release);
+            state.readiness.set_full();
         }
-        let wake = state.assign(None, now);
-        let open = state.wants_connection(&self.limits, now).is_some();
+        deferred.connection = state.assign(None, now);
+        let needs_connection = state.needs_connection(&self.config, now).is_some();
         let is_assigned = state.queue.len() <= state.connections.assigned(now)
             && state.connections.are_all_on(caller);
         drop(state);
-        if let Some(handle) = wake {
-            handle.wake_by_ref();
+        deferred.run(now);
+        match number {
+            Ok(number) => Ok(Pushed {
+                number,
+                needs_connection,
+                is_assigned,
+            }),
+            Err(call) => {
+                drop(call);
+                Err(queue_full(self.config.max_queued_calls))
+            }
         }
-        room.into_iter().for_each(Waker::wake);
-        for call in expired {
-            call.reply_too_late(now);
-        }
-        Ok(Pushed {
-            number: pushed?,
-            open,
-            is_assigned,
-        })
     }
 
     /// Removes a call whose caller was dropped. A connection may have taken it already.
@@ -225,26 +228,25 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.lock();
         let removed = state.queue.remove(number);
-        let late = |call: &Call| call.deadline.is_some_and(|d| d.has_passed_for_caller(now));
-        let wake = match removed.as_ref().filter(|call| late(call)) {
-            // It would have gone to a connection that allows no streams, and may be dead.
-            Some(call) if state.connections.no_streams_allowed() => {
-                state.connections.doubt(call.queued, now)
-            }
-            _ => None,
-        };
-        let room = self.room_made(&mut state);
-        drop(state);
-        if let Some(handle) = wake {
-            handle.wake_by_ref();
+        let mut deferred = Deferred::default();
+        if let Some(call) = &removed
+            && call
+                .deadline
+                .is_some_and(|deadline| deadline.has_passed_for_caller(now))
+            && state.connections.no_streams_allowed()
+        {
+            // The connection may be dead: a stream limit of 0 is all that it has sent.
+            deferred.connection = state.connections.suspect_oldest(call.queued_at, now);
         }
-        room.into_iter().for_each(Waker::wake);
+        deferred.callers = state.callers_to_wake();
+        drop(state);
+        deferred.run(now);
         drop(removed);
     }
 
-    /// Returns whether a call is still queued after a while. If so, connections that were woken and
-    /// did not come are passed over.
-    pub(crate) fn is_still_queued(&self, number: u64) -> bool {
+    /// Returns whether a call is still queued. If so, its connection may be on a stalled runtime: the
+    /// call is assigned to another.
+    pub(crate) fn check_queued(&self, number: u64) -> bool {
         let now = Instant::now();
         let limit = self
             .connector
@@ -254,35 +256,36 @@ impl Pool {
         if !state.queue.contains(number) {
             return false;
         }
-        let lost = state.connections.mark_lost(now);
-        if state.openings.give_up(limit, now) || lost {
-            state.openings.leave_home();
+        let stalled = state.connections.mark_stalled(now);
+        if state.attempts.give_up(limit, now) || stalled {
+            state.attempts.forget_runtime();
         }
         drop(state);
         self.assign_all(None);
         true
     }
 
-    /// Wakes connections for the queued calls that none was woken for.
+    /// Assigns the queued calls that are not assigned yet.
     pub(crate) fn assign_all(&self, avoid: Option<u64>) {
         loop {
-            let wake = self.lock().assign(avoid, Instant::now());
-            match wake {
+            let assigned = self.lock().assign(avoid, Instant::now());
+            match assigned {
                 Some(handle) => handle.wake_by_ref(),
                 None => return,
             }
         }
     }
 
-    /// Gives a connection the calls that it is to send, at most `max`. It may get fewer than it has
-    /// room for, because others were woken for the rest.
+    /// Takes the report of a connection, and gives it calls to send, at most `max`.
+    ///
+    /// It may get fewer than it has room for: calls that are assigned to others are left to them.
     pub(crate) fn take(
         &self,
-        handle: &Handle,
+        handle: &ConnectionHandle,
         load: Load,
         max: usize,
         now: Instant,
-        calls: &mut Vec<Call>,
+        calls: &mut Vec<PendingCall>,
     ) -> Taken {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -297,46 +300,41 @@ impl Pool {
         if (load.answered || load.failures > 0)
             && let Some(failing) = state.connections.remove_failing()
         {
-            state.openings.closed(&failing, false, now);
-            failing.handle.call();
+            state.attempts.connection_closed(&failing, false, now);
+            failing.handle.request_take();
             drop(guard);
             failing.handle.wake_by_ref();
             return self.take(handle, load, max, now, calls);
         }
-        let others = state.connections.assigned(now);
-        let expired = match state.queue.is_full() {
-            true => state.queue.remove_expired(now),
-            false => Vec::new(),
-        };
-        let share = state.queue.len().saturating_sub(others);
-        let elsewhere = state.connections.has_room_beside(handle, now);
-        for _ in 0..share.min(load.room).min(max) {
-            calls.extend(state.queue.pop(handle.id, !elsewhere, now));
+        let mut deferred = state.make_room(now);
+        // This connection has reported, so that nothing is assigned to it.
+        let assigned = state.connections.assigned(now);
+        let unassigned = state.queue.len().saturating_sub(assigned);
+        let is_only_choice = !state.connections.has_room_beside(handle, now);
+        for _ in 0..unassigned.min(load.room).min(max) {
+            calls.extend(state.queue.pop(handle.id, is_only_choice, now));
         }
         let queued = state.queue.len();
         let connection = state.connections.get_mut(handle);
         let taken = Taken {
             queued,
-            unassigned: queued > others,
-            doubted: connection.and_then(|connection| connection.leave(calls.len(), queued)),
+            unassigned: queued > assigned,
+            suspect_since: connection.and_then(|c| c.took(calls.len(), queued)),
             removed: false,
         };
-        let room = self.room_made(state);
+        deferred.callers.extend(state.callers_to_wake());
         drop(guard);
-        room.into_iter().for_each(Waker::wake);
-        for call in expired {
-            call.reply_too_late(now);
-        }
+        deferred.run(now);
         taken
     }
 
     /// Notes that a connection has answered its first call. It may have been removed already.
     pub(crate) fn answered(&self) {
-        self.lock().openings.answered();
+        self.lock().attempts.answered();
     }
 
     /// Puts back a call that the server certainly did not process.
-    pub(crate) fn put_back(&self, call: Call) {
+    pub(crate) fn put_back(&self, call: PendingCall) {
         let avoid = call.avoid;
         self.lock().queue.put_back(call);
         self.assign_all(avoid);
@@ -344,10 +342,10 @@ impl Pool {
 
     /// Opens the connections that are needed.
     pub(crate) fn open_if_needed(self: &Arc<Self>) {
-        // Bounded: a runtime that has ended drops the task at once, and then another is needed.
-        for _ in 0..=self.limits.max_connections {
+        // Bounded: a runtime that has ended drops the task immediately, and then another is needed.
+        for _ in 0..=self.config.max_connections {
             match self.next_attempt() {
-                Some(attempt) => (self.open)(self, attempt),
+                Some(attempt) => (self.spawn)(self, attempt),
                 None => return,
             }
         }
@@ -355,60 +353,61 @@ impl Pool {
 
     fn next_attempt(&self) -> Option<Attempt> {
         let mut state = self.lock();
-        let begins = state.wants_connection(&self.limits, Instant::now())?;
-        state.openings.begin(begins)
+        let starts_at = state.needs_connection(&self.config, Instant::now())?;
+        state.attempts.start(starts_at)
     }
 
-    /// Returns a connection to open on this runtime, whether or not one is needed.
-    pub(crate) fn attempt_now(&self, runtime: runtime::Handle) -> Attempt {
-        self.lock().openings.begin_on(runtime, Instant::now())
+    /// Starts an attempt on this runtime, whether or not a connection is needed.
+    pub(crate) fn attempt_on(&self, runtime: runtime::Handle) -> Attempt {
+        self.lock().attempts.start_on(runtime, Instant::now())
     }
 
-    /// Adds a connection that is open. Returns how many times longer than set it is to wait before it
-    /// pings; `None` if the attempt took so long that another was made.
-    pub(crate) fn opened(&self, handle: &Arc<Handle>, limit: usize) -> Option<u32> {
-        trace::connected(self.connector.authority());
+    /// Adds a connection that is open. Returns by which factor its keepalive interval is longer than
+    /// the setting; `None` if the attempt was given up.
+    pub(crate) fn opened(&self, handle: &Arc<ConnectionHandle>, max_streams: usize) -> Option<u32> {
+        trace::connected(&self.connector.authority);
         let mut state = self.lock();
-        state.openings.end(handle)?;
-        state.openings.succeeded();
-        state.streams = limit.max(1);
+        state.attempts.end(handle)?;
+        state.attempts.succeeded();
+        state.expected_streams = max_streams.max(1);
         let handle = handle.clone();
-        state.connections.add(handle, limit, Instant::now());
+        state.connections.add(handle, max_streams, Instant::now());
         Some(1 << state.complaints)
     }
 
     /// Notes that a connection could not be opened. Ends all queued calls, unless there is another
     /// connection that may take them.
-    pub(crate) fn not_opened(&self, handle: &Handle, failure: &Status) {
-        trace::not_connected(self.connector.authority(), failure);
+    pub(crate) fn not_opened(&self, handle: &ConnectionHandle, failure: &Status) {
+        let now = Instant::now();
+        trace::not_connected(&self.connector.authority, failure);
         let mut state = self.lock();
-        let Some(begun) = state.openings.end(handle) else {
-            return; // another attempt has taken its place
+        let Some(started_at) = state.attempts.end(handle) else {
+            return; // it was given up
         };
-        state.openings.failed(begun, failure, Instant::now());
-        let none = state.connections.present().next().is_none() && state.openings.is_empty();
-        let failed = match none {
-            true => Some(state.queue.take_all()),
-            false => None,
+        state.attempts.failed(started_at, failure, now);
+        let is_none_left = state.connections.running().next().is_none();
+        let failed = (is_none_left && state.attempts.is_empty()).then(|| state.queue.take_all());
+        let deferred = Deferred {
+            callers: state.callers_to_wake(),
+            ..Deferred::default()
         };
-        let room = self.room_made(&mut state);
         drop(state);
         for call in failed.into_iter().flatten() {
             call.reply(Err(failure.clone()));
         }
-        room.into_iter().for_each(Waker::wake);
+        deferred.run(now);
     }
 
     /// Notes that the task which opened a connection was dropped with its runtime.
-    pub(crate) fn opening_dropped(&self, handle: &Handle) {
+    pub(crate) fn attempt_dropped(&self, handle: &ConnectionHandle) {
         let mut state = self.lock();
-        if state.openings.end(handle).is_some() {
-            state.openings.leave_home();
+        if state.attempts.end(handle).is_some() {
+            state.attempts.forget_runtime();
         }
     }
 
     /// Removes a connection that takes no more calls.
-    pub(crate) fn remove(&self, handle: &Handle, load: Load) {
+    pub(crate) fn remove(&self, handle: &ConnectionHandle, load: Load) {
         let now = Instant::now();
         let mut state = self.lock();
         let Some(mut connection) = state.connections.remove(handle) else {
@@ -416,54 +415,30 @@ impl Pool {
         };
         connection.report(load, now);
         let was_last = state.connections.is_empty();
-        state.openings.closed(&connection, was_last, now);
+        state.attempts.connection_closed(&connection, was_last, now);
         drop(state);
         self.assign_all(None);
     }
 
     /// Notes that the task of a connection was dropped with its runtime.
-    pub(crate) fn dropped(&self, handle: &Handle, load: Load) {
-        self.lock().openings.leave_home();
+    pub(crate) fn dropped(&self, handle: &ConnectionHandle, load: Load) {
+        self.lock().attempts.forget_runtime();
         self.remove(handle, load);
     }
 
     /// Removes an idle connection, if there is another that takes calls.
-    pub(crate) fn remove_idle(&self, handle: &Handle) -> bool {
+    pub(crate) fn remove_idle(&self, handle: &ConnectionHandle) -> bool {
         let mut state = self.lock();
-        let surplus = state.connections.len() > self.limits.min_connections
+        let is_surplus = state.connections.len() > self.config.min_connections
             && state.connections.has_other_than(handle);
-        surplus && state.connections.remove(handle).is_some()
+        is_surplus && state.connections.remove(handle).is_some()
     }
 
-    /// Makes later connections wait longer before they ping, see
+    /// Doubles the keepalive interval of later connections, see
     /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
     pub(crate) fn ping_less(&self) {
         let mut state = self.lock();
         state.complaints = (state.complaints + 1).min(16);
-    }
-
-    /// Returns the callers to wake, once a full queue has been emptied by an eighth: as many as there
-    /// is room for, first come first served, and all when it is empty.
-    fn room_made(&self, state: &mut State) -> Vec<Waker> {
-        let (length, bound) = (state.queue.len(), state.queue.bound());
-        let full = self.full.load(Ordering::Relaxed);
-        if !full && state.waiting_for_room.is_empty() {
-            return Vec::new();
-        }
-        if full && length > bound - bound.div_ceil(8) {
-            return Vec::new();
-        }
-        if full {
-            self.full.store(false, Ordering::Release);
-        }
-        let waiting = &mut state.waiting_for_room;
-        match length {
-            0 => mem::take(waiting).into_values().collect(),
-            _ => std::iter::from_fn(|| waiting.pop_first())
-                .take(bound.saturating_sub(length))
-                .map(|(_, waker)| waker)
-                .collect(),
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -477,25 +452,39 @@ impl Drop for Pool {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let connections = state.connections.iter().map(|c| &c.handle);
         connections
-            .chain(state.openings.handles())
+            .chain(state.attempts.handles())
             .for_each(|handle| handle.wake_by_ref());
     }
 }
 
 impl State {
-    fn assign(&mut self, avoid: Option<u64>, now: Instant) -> Option<Arc<Handle>> {
+    fn assign(&mut self, avoid: Option<u64>, now: Instant) -> Option<Arc<ConnectionHandle>> {
         self.connections.assign(self.queue.len(), avoid, now)
     }
 
-    /// Returns when another connection is to be opened, if one is needed.
-    fn wants_connection(&self, limits: &Limits, now: Instant) -> Option<Instant> {
-        let open = self.connections.present().count();
-        let opening = self.openings.len();
-        if open + opening >= limits.max_connections {
+    /// Removes expired calls from a full queue.
+    fn make_room(&mut self, now: Instant) -> Deferred {
+        let mut deferred = Deferred::default();
+        if self.queue.is_full() {
+            deferred.expired = self.queue.remove_expired(now);
+            deferred.callers = self.callers_to_wake();
+        }
+        deferred
+    }
+
+    fn callers_to_wake(&mut self) -> Vec<Waker> {
+        self.readiness.update(self.queue.len(), self.queue.bound())
+    }
+
+    /// Returns when another connection has to be opened, if one is needed.
+    fn needs_connection(&self, config: &PoolConfig, now: Instant) -> Option<Instant> {
+        let open = self.connections.running().count();
+        let opening = self.attempts.len();
+        if open + opening >= config.max_connections {
             return None;
         }
-        let earliest = self.openings.earliest(now);
-        if open + opening < limits.min_connections {
+        let earliest = self.attempts.earliest(now);
+        if open + opening < config.min_connections {
             return Some(earliest);
         }
         if self.queue.is_empty() {
@@ -507,16 +496,17 @@ impl State {
         if self.connections.no_streams_allowed() {
             return None;
         }
-        let spare: usize = self.connections.present().map(|c| c.spare()).sum();
-        let needed = self.queue.len() > spare + opening * self.streams;
-        // So their number can triple at a time. After a failure there is one attempt at a time.
-        let at_once = if earliest > now { 1 } else { 2 * open };
-        (needed && opening < at_once).then_some(earliest)
+        let spare: usize = self.connections.running().map(|c| c.spare()).sum();
+        let is_needed = self.queue.len() > spare + opening * self.expected_streams;
+        // The number of connections can triple at a time. After a failure there is one attempt at a
+        // time.
+        let max_opening = if earliest > now { 1 } else { 2 * open };
+        (is_needed && opening < max_opening).then_some(earliest)
     }
 }
 
-fn full(bound: usize) -> Status {
+fn queue_full(bound: usize) -> Status {
     Unsent::QueueFull.status(format!(
-        "{bound} calls wait for a stream, which is the maximum: send fewer calls at once, or raise max_queued_calls"
+        "the queue is full ({bound} calls): reduce the number of concurrent calls, or raise max_queued_calls"
     ))
 }

@@ -1,4 +1,4 @@
-//! Wake-ups of the task of a connection.
+//! Wakers of the task of a connection.
 
 use std::{
     sync::{
@@ -11,32 +11,34 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::runtime;
 
-/// Wakes the task of a connection.
+/// A handle to the task of a connection, for the pool. It is also the waker of HTTP/2 and of the timer.
 ///
-/// It is the waker of HTTP/2 and of the timer. What is woken while the task runs does not have it
-/// scheduled: the task sees that before it returns.
+/// A wake-up that comes while the task is polled does not schedule the task: the task checks
+/// `woken` before it returns. No wake-up is lost, because each side writes its own flag before it
+/// reads the other's, all with sequential consistency: the waker sets `woken` and then reads
+/// `polled`, the task clears `polled` and then reads `woken`.
 #[derive(Debug)]
-pub(crate) struct Handle {
+pub(crate) struct ConnectionHandle {
     pub(crate) id: u64,
-    /// The runtime that drives it.
+    /// The runtime that drives the task.
     runtime: runtime::Id,
-    waker: AtomicWaker,
-    runs: AtomicBool,
-    /// Whether something was woken.
+    task: AtomicWaker,
+    /// Whether the task is being polled.
+    polled: AtomicBool,
     woken: AtomicBool,
-    /// Whether the task has to take calls from the pool.
-    called: AtomicBool,
+    /// Whether the pool wants the task to take calls.
+    take_requested: AtomicBool,
 }
 
-impl Handle {
+impl ConnectionHandle {
     pub(crate) fn new(id: u64, runtime: runtime::Id) -> Arc<Self> {
         Arc::new(Self {
             id,
             runtime,
-            waker: AtomicWaker::new(),
-            runs: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            polled: AtomicBool::new(false),
             woken: AtomicBool::new(false),
-            called: AtomicBool::new(true),
+            take_requested: AtomicBool::new(true),
         })
     }
 
@@ -44,64 +46,76 @@ impl Handle {
         self.runtime
     }
 
-    /// The task runs from now on.
-    pub(crate) fn begin(&self, cx: &Context<'_>) {
-        self.waker.register(cx.waker());
-        self.runs.store(true, Ordering::SeqCst);
+    /// Registers the task's waker without polling anything.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.task.register(cx.waker());
     }
 
-    /// The task does not run any more. Returns whether it has to, because something was woken.
-    pub(crate) fn end(&self) -> bool {
-        self.runs.store(false, Ordering::SeqCst);
+    /// Notes that the task is being polled.
+    pub(crate) fn start_poll(&self, cx: &Context<'_>) {
+        self.register(cx);
+        self.polled.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes that the task is about to return. Returns whether it was woken meanwhile, and has to
+    /// go on.
+    pub(crate) fn finish_poll(&self) -> bool {
+        self.polled.store(false, Ordering::SeqCst);
         self.take_woken()
     }
 
-    /// Returns whether something was woken since this was asked last.
+    /// Returns whether there was a wake-up since the last call of this.
     pub(crate) fn take_woken(&self) -> bool {
         self.woken.swap(false, Ordering::SeqCst)
     }
 
-    /// Makes the task take calls from the pool the next time it runs.
-    pub(crate) fn call(&self) {
-        self.called.store(true, Ordering::Release);
+    /// Requests that the task takes calls from the pool when it is polled next.
+    pub(crate) fn request_take(&self) {
+        self.take_requested.store(true, Ordering::Release);
     }
 
-    pub(crate) fn take_called(&self) -> bool {
-        self.called.swap(false, Ordering::AcqRel)
+    /// Returns whether the task has to take calls, and clears the request.
+    pub(crate) fn take_requested(&self) -> bool {
+        self.take_requested.swap(false, Ordering::AcqRel)
+    }
+
+    fn schedule_unless_polled(&self) {
+        if !self.polled.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
     }
 }
 
-impl Wake for Handle {
+impl Wake for ConnectionHandle {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // In this order, so that the task sees it if it is about to return.
         self.woken.store(true, Ordering::SeqCst);
-        if !self.runs.load(Ordering::SeqCst) {
-            self.waker.wake();
-        }
+        self.schedule_unless_polled();
     }
 }
 
 /// Wakes the task of a connection for its exchanges.
 ///
-/// It is apart from the [`Handle`], so that a task which has polled its exchanges need not poll
-/// HTTP/2 once more.
+/// It has a flag of its own, so that a task which was woken by an exchange need not poll HTTP/2 once
+/// more. The order of its accesses is that of [`ConnectionHandle`].
 #[derive(Debug)]
 pub(crate) struct ExchangeWaker {
-    handle: Arc<Handle>,
+    handle: Arc<ConnectionHandle>,
     woken: AtomicBool,
 }
 
 impl ExchangeWaker {
-    pub(crate) fn new(handle: Arc<Handle>) -> Arc<Self> {
-        let woken = AtomicBool::new(false);
-        Arc::new(Self { handle, woken })
+    pub(crate) fn new(handle: Arc<ConnectionHandle>) -> Arc<Self> {
+        Arc::new(Self {
+            handle,
+            woken: AtomicBool::new(false),
+        })
     }
 
-    /// Returns whether an exchange was woken since this was asked last.
+    /// Returns whether an exchange was woken since the last call of this.
     pub(crate) fn take_woken(&self) -> bool {
         self.woken.swap(false, Ordering::SeqCst)
     }
@@ -114,8 +128,6 @@ impl Wake for ExchangeWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.woken.store(true, Ordering::SeqCst);
-        if !self.handle.runs.load(Ordering::SeqCst) {
-            self.handle.waker.wake();
-        }
+        self.handle.schedule_unless_polled();
     }
 }

@@ -4,29 +4,29 @@ use std::{collections::VecDeque, mem, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::transport::call::Call;
+use crate::transport::call::PendingCall;
 
-/// The calls that wait for a stream, by the number of their arrival.
+/// The calls that wait for a stream, in the order of their arrival.
 ///
 /// The oldest call is taken first. Under overload that would give each stream to the call that is
 /// about to expire, so that none succeeds. So once the queue is [congested](Self::is_congested), the
-/// newest is taken first, until the queue has been empty. Of ten calls one is still the oldest, if it
-/// has much time left: a call without a deadline is not starved.
+/// newest is taken first, until the queue has been empty. One of ten calls is still the oldest, if
+/// more than half of its time is left: a call without a deadline is not starved.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    /// Calls that were taken and put back. They are taken first.
-    returned: VecDeque<Call>,
+    /// Calls that were taken and put back. They are taken first, and count beyond the bound.
+    returned: VecDeque<PendingCall>,
     /// Calls by their numbers. `None` is a call that was removed; the first and the last are calls.
-    waiting: VecDeque<(u64, Option<Call>)>,
-    /// The calls in `waiting`.
+    waiting: VecDeque<(u64, Option<PendingCall>)>,
+    /// The number of calls in `waiting`.
     count: usize,
     /// The number of the next call.
     next: u64,
     congested: bool,
-    /// The calls taken since the oldest was taken last.
-    taken: u32,
+    /// The number of calls taken since the oldest was taken last.
+    newest_taken: u32,
     /// When expired calls were removed last.
-    swept: Option<Instant>,
+    swept_at: Option<Instant>,
     bound: usize,
 }
 
@@ -38,8 +38,8 @@ impl Queue {
             count: 0,
             next: 0,
             congested: false,
-            taken: 0,
-            swept: None,
+            newest_taken: 0,
+            swept_at: None,
             bound,
         }
     }
@@ -60,18 +60,21 @@ impl Queue {
         self.len() >= self.bound
     }
 
-    /// Adds a call; returns its number.
-    pub(crate) fn push(&mut self, mut call: Call) -> u64 {
+    /// Adds a call, and returns its number; or returns the call if the queue is full.
+    pub(crate) fn push(&mut self, mut call: PendingCall) -> Result<u64, Box<PendingCall>> {
+        if self.is_full() {
+            return Err(Box::new(call));
+        }
         let number = self.next;
         self.next += 1;
         call.number = number;
         self.waiting.push_back((number, Some(call)));
         self.count += 1;
-        number
+        Ok(number)
     }
 
     /// Puts back a call that was taken and not sent, or not processed.
-    pub(crate) fn put_back(&mut self, call: Call) {
+    pub(crate) fn put_back(&mut self, call: PendingCall) {
         self.returned.push_back(call);
     }
 
@@ -81,7 +84,7 @@ impl Queue {
             || self.returned.iter().any(|call| call.number == number)
     }
 
-    pub(crate) fn remove(&mut self, number: u64) -> Option<Call> {
+    pub(crate) fn remove(&mut self, number: u64) -> Option<PendingCall> {
         let index = self.position(number);
         if let Some(call) = index.and_then(|index| self.waiting[index].1.take()) {
             self.note_removed(1);
@@ -92,23 +95,28 @@ impl Queue {
         self.returned.remove(index)
     }
 
-    /// Removes the calls whose deadline has passed, but not more often than every 10 ms. Callers that
-    /// are polled remove theirs themselves.
-    pub(crate) fn remove_expired(&mut self, now: Instant) -> Vec<Call> {
+    /// Removes the calls whose deadline has passed, at most every 10 ms. Callers that are polled remove
+    /// theirs themselves.
+    pub(crate) fn remove_expired(&mut self, now: Instant) -> Vec<PendingCall> {
         const INTERVAL: Duration = Duration::from_millis(10);
-        if self.swept.is_some_and(|swept| now < swept + INTERVAL) {
+        if self.swept_at.is_some_and(|swept| now < swept + INTERVAL) {
             return Vec::new();
         }
-        self.swept = Some(now);
+        self.swept_at = Some(now);
         let waiting = self.waiting.iter_mut();
         let expired = waiting.filter_map(|(_, call)| call.take_if(|call| call.has_expired(now)));
-        let expired: Vec<Call> = expired.collect();
+        let mut expired: Vec<PendingCall> = expired.collect();
         self.note_removed(expired.len());
+        let (returned, kept) = mem::take(&mut self.returned)
+            .into_iter()
+            .partition(|call| call.has_expired(now));
+        self.returned = kept;
+        expired.extend::<VecDeque<_>>(returned);
         expired
     }
 
     /// Takes the next call for a connection. With `any`, also one that should avoid it.
-    pub(crate) fn pop(&mut self, connection: u64, any: bool, now: Instant) -> Option<Call> {
+    pub(crate) fn pop(&mut self, connection: u64, any: bool, now: Instant) -> Option<PendingCall> {
         let mut returned = self.returned.iter();
         if let Some(index) = returned.position(|call| any || call.avoid != Some(connection)) {
             return self.returned.remove(index);
@@ -116,18 +124,19 @@ impl Queue {
         self.congested |= self.is_congested(now);
         let oldest = self.oldest();
         let has_time = oldest.is_some_and(|call| has_time(call, now));
-        let oldest = !self.congested || (self.taken >= 9 && has_time);
-        self.taken = if oldest { 0 } else { self.taken + 1 };
-        let (_, call) = match oldest {
-            true => self.waiting.pop_front()?,
-            false => self.waiting.pop_back()?,
+        let (_, call) = if !self.congested || (self.newest_taken >= 9 && has_time) {
+            self.newest_taken = 0;
+            self.waiting.pop_front()?
+        } else {
+            self.newest_taken += 1;
+            self.waiting.pop_back()?
         };
         self.note_removed(1);
         call
     }
 
     /// Removes all calls.
-    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Call> + use<> {
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = PendingCall> + use<> {
         self.count = 0;
         self.congested = false;
         let waiting = mem::take(&mut self.waiting).into_iter();
@@ -141,7 +150,7 @@ impl Queue {
             .ok()
     }
 
-    fn oldest(&self) -> Option<&Call> {
+    fn oldest(&self) -> Option<&PendingCall> {
         self.waiting.front()?.1.as_ref()
     }
 
@@ -165,7 +174,7 @@ impl Queue {
     fn is_congested(&self, now: Instant) -> bool {
         self.oldest().is_some_and(|call| {
             let quarter = call.deadline.map_or(CONGESTED, |d| d.timeout() / 4);
-            now.saturating_duration_since(call.queued) >= quarter.min(CONGESTED)
+            now.saturating_duration_since(call.queued_at) >= quarter.min(CONGESTED)
         })
     }
 }
@@ -174,7 +183,7 @@ impl Queue {
 const CONGESTED: Duration = Duration::from_secs(1);
 
 /// Whether more than half of the call's time is left.
-fn has_time(call: &Call, now: Instant) -> bool {
+fn has_time(call: &PendingCall, now: Instant) -> bool {
     call.deadline
         .is_none_or(|deadline| now + deadline.timeout() / 2 < deadline.at())
 }
@@ -190,19 +199,23 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn call(timeout: Option<Duration>) -> Call {
-        let queued = Instant::now();
-        Call {
+    fn call(timeout: Option<Duration>) -> PendingCall {
+        let queued_at = Instant::now();
+        PendingCall {
             head: Request::new(()),
             body: Bytes::new(),
             unary: None,
-            deadline: timeout.and_then(|timeout| Deadline::after(timeout, queued)),
-            queued,
+            deadline: timeout.and_then(|timeout| Deadline::after(timeout, queued_at)),
+            queued_at,
             number: 0,
             refused: false,
             avoid: None,
             reply: oneshot::channel().0,
         }
+    }
+
+    fn push(queue: &mut Queue, timeout: Option<Duration>) -> u64 {
+        queue.push(call(timeout)).expect("the queue is not full")
     }
 
     fn pop(queue: &mut Queue) -> Option<u64> {
@@ -213,7 +226,7 @@ mod tests {
     async fn the_oldest_call_is_taken_first() {
         let mut queue = Queue::new(10);
         for number in 0..5 {
-            assert_eq!(queue.push(call(Some(SECOND))), number);
+            assert_eq!(push(&mut queue, Some(SECOND)), number);
         }
         tokio::time::advance(SECOND / 5).await;
         queue.remove(1).expect("it is there");
@@ -227,27 +240,27 @@ mod tests {
     async fn a_congested_queue_gives_the_newest_until_it_has_been_empty() {
         let mut queue = Queue::new(10);
         for _ in 0..4 {
-            queue.push(call(Some(SECOND)));
+            push(&mut queue, Some(SECOND));
         }
         tokio::time::advance(SECOND / 4).await; // a quarter of its time
         assert_eq!(pop(&mut queue), Some(3));
-        queue.push(call(Some(SECOND)));
+        push(&mut queue, Some(SECOND));
         assert_eq!(pop(&mut queue), Some(4));
         let rest: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
         assert_eq!(rest, [2, 1, 0]);
-        queue.push(call(Some(SECOND)));
-        queue.push(call(Some(SECOND)));
+        push(&mut queue, Some(SECOND));
+        push(&mut queue, Some(SECOND));
         assert_eq!(pop(&mut queue), Some(5));
     }
 
     #[tokio::test(start_paused = true)]
     async fn of_ten_calls_one_is_the_oldest_if_it_has_time() {
         let mut queue = Queue::new(100);
-        queue.push(call(None));
-        queue.push(call(Some(SECOND)));
+        push(&mut queue, None);
+        push(&mut queue, Some(SECOND));
         tokio::time::advance(SECOND).await;
         for _ in 0..30 {
-            queue.push(call(Some(SECOND)));
+            push(&mut queue, Some(SECOND));
         }
         let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).take(20).collect();
         assert_eq!(order[9], 0, "without a deadline");
@@ -257,8 +270,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_put_back_is_taken_first_but_not_by_the_connection_that_failed_it() {
         let mut queue = Queue::new(10);
-        queue.push(call(None));
-        queue.push(call(None));
+        push(&mut queue, None);
+        push(&mut queue, None);
         let now = Instant::now();
         let mut failed = queue.pop(1, false, now).expect("it is there");
         failed.avoid = Some(1);
@@ -272,10 +285,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn calls_that_were_removed_take_no_room() {
         let mut queue = Queue::new(1_000_000);
-        queue.push(call(None)); // it stays
-        let mut last = queue.push(call(None));
+        push(&mut queue, None); // it stays
+        let mut last = push(&mut queue, None);
         for _ in 0..100_000 {
-            let next = queue.push(call(None));
+            let next = push(&mut queue, None);
             queue.remove(last).expect("it is there");
             last = next;
         }
@@ -286,13 +299,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn expired_calls_are_removed_from_a_full_queue() {
         let mut queue = Queue::new(3);
-        queue.push(call(Some(SECOND)));
-        queue.push(call(Some(3 * SECOND)));
-        queue.push(call(None));
-        assert!(queue.is_full());
+        push(&mut queue, Some(SECOND));
+        push(&mut queue, Some(3 * SECOND));
+        push(&mut queue, None);
+        assert!(queue.push(call(None)).is_err());
         tokio::time::advance(2 * SECOND).await;
+        let mut returned = call(Some(SECOND));
+        returned.deadline = Deadline::after(Duration::ZERO, Instant::now());
+        queue.put_back(returned);
         let expired = queue.remove_expired(Instant::now());
-        assert_eq!(expired.len(), 1);
+        assert_eq!(expired.len(), 2);
         assert_eq!(queue.len(), 2);
     }
 }
