@@ -124,78 +124,90 @@ impl Builder {
         self
     }
 
-    /// Sets how long a connection with waiting calls may be silent before it is pinged, and how long
-    /// to wait for the answer before its calls fail with `UNAVAILABLE`. The first may be up to an
-    /// eighth longer.
+    /// Sets the keepalive ping interval and timeout.
     ///
-    /// A connection without calls is never pinged. Many servers close a connection that is pinged
-    /// more often than they like. [`Duration::MAX`] means never. Default is 310 and 20 seconds: all
-    /// gRPC servers take a ping every 300. A dead connection is found earlier than that: by TCP,
-    /// and by asking the server when a call's deadline passes and nothing has come: with a ping
-    /// where none was sent for so long, else with settings that it has to acknowledge.
+    /// A connection with waiting calls that has received nothing for the interval is pinged. If it
+    /// receives nothing within the timeout either, its calls end with `UNAVAILABLE`. A connection
+    /// without calls is never pinged. [`Duration::MAX`] as the interval turns these pings off.
+    ///
+    /// Many servers close a connection that is pinged more often than they allow; all gRPC servers
+    /// allow a ping every 300 seconds. Dead connections are detected earlier than that by TCP, and when
+    /// the deadline of a call passes and nothing was received since it was sent: then the server is
+    /// pinged, or has to acknowledge SETTINGS if the last ping is too recent.
+    ///
+    /// Defaults to 310 and 20 seconds.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keepalive = (interval, timeout);
         self
     }
 
-    /// Sets the minimum number of open connections. Default is 0: connections are opened when calls
-    /// need them.
+    /// Sets the minimum number of open connections.
     ///
-    /// The minimum is opened by [`connect`](Self::connect), or by the first call, and a connection
-    /// that is stalled is replaced, with backoff. More than [`max_connections`](Self::max_connections) are
-    /// never opened.
+    /// The minimum is opened by [`connect`](Self::connect), or by the first call. A connection that
+    /// ends is replaced, with backoff. It must not be more than
+    /// [`max_connections`](Self::max_connections).
+    ///
+    /// Defaults to 0: connections are opened when calls need them.
     pub fn min_connections(mut self, connections: usize) -> Self {
         self.min_connections = connections;
         self
     }
 
-    /// Sets the maximum number of open connections. Default is 20.
+    /// Sets the maximum number of open connections.
     ///
     /// One connection is used until as many calls are in flight as the server allows on it, commonly
     /// 100. Then more are opened, as many as the queued calls need. A connection that is idle for a
-    /// minute is closed, but not the last. When all streams are in use, calls are
-    /// [queued](Self::max_queued_calls). Connections that the server is closing do not count: they
-    /// end with their calls.
+    /// minute is closed, except the last. When all streams are in use, calls are
+    /// [queued](Self::max_queued_calls). Connections that take no more calls do not count: they close
+    /// when their calls have ended.
+    ///
+    /// Defaults to 20.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
         self.max_connections = connections;
         self
     }
 
-    /// Sets the maximum age of a connection, after which it is closed gracefully: its calls end, and
-    /// new calls go to another. Each connection gets up to 10 % more or less. Default is no maximum.
+    /// Sets the maximum age of a connection. An older one is closed gracefully: its calls end, and new
+    /// calls go to another.
     ///
-    /// With a load balancer that distributes connections, this moves load to servers that were
-    /// added.
+    /// The age varies by up to 10 % from connection to connection, so that they are not all replaced
+    /// together. With a load balancer that distributes connections, a maximum age moves load to servers
+    /// that were added.
+    ///
+    /// Defaults to no maximum.
     pub fn max_connection_age(mut self, age: Duration) -> Self {
         self.max_connection_age = Some(age);
         self
     }
 
     /// Sets the maximum number of streams in use on a connection, where the server allows more.
-    /// Default is 1,000.
+    ///
+    /// Defaults to 1,000.
     pub fn streams_per_connection(mut self, streams: NonZeroUsize) -> Self {
         self.streams_per_connection = streams;
         self
     }
 
-    /// Sets the maximum number of calls that wait for a stream. Default is 10,000.
+    /// Sets the maximum number of calls that wait for a stream.
     ///
-    /// While so many wait, the stack is not ready, for which this client waits within the call's
-    /// deadline. A call that is made over the [`stack`](OperationsClient::stack) all the same ends
-    /// with `RESOURCE_EXHAUSTED` at once.
+    /// While the queue is full, the stack is not ready, and this client waits until it is, within the
+    /// deadline of its call. A call made over the [`stack`](OperationsClient::stack) nevertheless ends
+    /// with `RESOURCE_EXHAUSTED` immediately.
+    ///
+    /// Defaults to 10,000.
     pub fn max_queued_calls(mut self, calls: NonZeroUsize) -> Self {
         self.max_queued_calls = calls;
         self
     }
 
-    /// Sets how many bytes of answers are held in memory, for all connections together. Default is
-    /// 256 MiB.
+    /// Sets the maximum number of bytes of responses in memory, for all connections together.
     ///
-    /// Answers that are being read count, and those that have arrived but were not taken, because
-    /// their callers are not polled. Answers up to 4 KiB do not count. While there are more bytes,
-    /// servers are allowed to send more of the oldest answer of each connection only, and no further
-    /// calls are sent. What servers were allowed to send before may still come: up to 2 MiB for each
-    /// call in flight.
+    /// Responses of more than 4 KiB count while they are received, and until their callers have read
+    /// them. While the maximum is exceeded, no calls are sent, and servers may send more of the oldest
+    /// response of each connection only. What they were allowed to send before can still arrive: up to
+    /// 2 MiB for each call in flight.
+    ///
+    /// Defaults to 256 MiB.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
         self.max_buffered_bytes = bytes;
         self
@@ -311,13 +323,13 @@ impl Builder {
 
     fn check_minimum(&self) -> Result<(), Status> {
         let (min, max) = (self.min_connections, self.max_connections.get());
-        match min > max {
-            true => Err(local(
+        if min > max {
+            return Err(local(
                 Code::InvalidArgument,
                 format!("min_connections {min}: it is more than max_connections, which is {max}"),
-            )),
-            false => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn transport(self) -> Result<Transport, Status> {

@@ -46,13 +46,12 @@ trait Dialing: Send + Sync {
 }
 
 impl Dial {
-    /// Looks the host up for every connection, and connects to its addresses over TCP.
+    /// Connects over TCP. The host is looked up for each connection.
     pub(crate) fn tcp() -> Self {
-        let tcp = Tcp {
+        Self(Arc::new(Tcp {
             resolver: Resolver(GaiResolver::new()),
             next: AtomicUsize::new(0),
-        };
-        Self(Arc::new(Arc::new(tcp)))
+        }))
     }
 
     pub(crate) fn custom<C>(connector: C) -> Self
@@ -115,27 +114,45 @@ where
     }
 }
 
+/// Looks up the addresses of a host.
+trait Resolve:
+    Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<R> Resolve for R where
+    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// Connects over TCP.
 ///
-/// Each connection starts at the next of the host's addresses, so that they are spread over all of
-/// them. Attempts are staggered as in [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305#section-5): an
-/// address that is dead or slow costs 250 ms.
+/// Each connection starts with another of the host's addresses, so that connections are spread over
+/// all of them. Attempts are staggered as in
+/// [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305#section-5): an address that does not respond, or is
+/// slow, delays the connection by 250 ms.
 struct Tcp<R> {
     resolver: R,
-    /// Where the next connection starts.
+    /// How many connections were started.
     next: AtomicUsize,
 }
 
-/// How long one address is tried before the next is tried, too.
+/// How long to wait for one address before connecting to the next as well.
 const STAGGER: Duration = Duration::from_millis(250);
 
-impl<R> Tcp<R>
-where
-    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error> + Clone,
-{
-    async fn connect(&self, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
-        let addresses = self.resolve(&uri).await?;
-        let mut addresses = self.in_turn(addresses).into_iter();
+impl<R: Resolve> Tcp<R> {
+    /// Connects to an address of the host. `turn` says with which to start.
+    async fn connect(resolver: R, turn: usize, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+        let addresses = Self::resolve(resolver, &uri).await?;
+        let mut addresses = in_turn(addresses, turn).into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut failure = None;
         loop {
@@ -156,43 +173,42 @@ where
         Err(failure.unwrap_or_else(|| "the host has no addresses".into()))
     }
 
-    async fn resolve(&self, uri: &Uri) -> Result<Vec<SocketAddr>, BoxError> {
+    async fn resolve(mut resolver: R, uri: &Uri) -> Result<Vec<SocketAddr>, BoxError> {
         let host = uri.host().unwrap_or_default();
         let literal = host.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = literal.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, 0)]);
         }
-        let mut resolver = self.resolver.clone();
         let name = host.parse()?;
         poll_fn(|cx| resolver.poll_ready(cx)).await?;
         let found = resolver.call(name).await;
         let found = found.map_err(|error| format!("dns error: {error}"))?;
         Ok(found.collect())
     }
+}
 
-    /// Orders the addresses: the families take turns, that of the first address first, and each
-    /// connection starts one address later.
-    fn in_turn(&self, addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-        let Some(first) = addresses.first() else {
-            return addresses;
-        };
-        let is_v6 = first.is_ipv6();
-        // The resolver may shuffle them. That must not undo the turns.
-        let (mut preferred, mut others): (Vec<_>, Vec<_>) = addresses
-            .into_iter()
-            .partition(|address| address.is_ipv6() == is_v6);
-        preferred.sort_unstable();
-        others.sort_unstable();
-        let count = preferred.len() + others.len();
-        let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
-        let mut in_turn: Vec<_> = std::iter::from_fn(|| Some([preferred.next(), others.next()]))
-            .take(count)
-            .flatten()
-            .flatten()
-            .collect();
-        in_turn.rotate_left(self.next.fetch_add(1, Ordering::Relaxed) % count);
-        in_turn
-    }
+/// Orders addresses: the families alternate, that of the first address first, and each turn starts
+/// one address later.
+fn in_turn(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
+    let Some(first) = addresses.first() else {
+        return addresses;
+    };
+    let is_v6 = first.is_ipv6();
+    let (mut preferred, mut others): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == is_v6);
+    // The order of the resolver may change from one look-up to the next.
+    preferred.sort_unstable();
+    others.sort_unstable();
+    let count = preferred.len() + others.len();
+    let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
+    let mut in_turn: Vec<_> = std::iter::from_fn(|| Some([preferred.next(), others.next()]))
+        .take(count)
+        .flatten()
+        .flatten()
+        .collect();
+    in_turn.rotate_left(turn % count);
+    in_turn
 }
 
 /// Connects to one address, with the options of all connections.
@@ -201,8 +217,7 @@ async fn connect_to(address: SocketAddr, uri: Uri) -> Result<Box<dyn Io>, BoxErr
     let mut connector = HttpConnector::new_with_resolver(only);
     connector.enforce_http(false);
     connector.set_nodelay(true);
-    // The kernel finds out about a peer that is gone, without a ping of HTTP/2, which a strict server
-    // would count.
+    // The kernel detects a peer that has gone, without HTTP/2 pings, which strict servers count.
     connector.set_keepalive(Some(Duration::from_secs(60)));
     connector.set_keepalive_interval(Some(Duration::from_secs(10)));
     connector.set_keepalive_retries(Some(3));
@@ -213,18 +228,10 @@ async fn connect_to(address: SocketAddr, uri: Uri) -> Result<Box<dyn Io>, BoxErr
     Ok(Box::new(io))
 }
 
-impl<R> Dialing for Arc<Tcp<R>>
-where
-    R: Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    R::Future: Send,
-{
+impl<R: Resolve> Dialing for Tcp<R> {
     fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
-        let tcp = self.clone();
-        Box::pin(async move { tcp.connect(uri).await })
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        Box::pin(Self::connect(self.resolver.clone(), turn, uri))
     }
 }
 
@@ -299,10 +306,7 @@ mod tests {
         }
     }
 
-    fn tcp(
-        addresses: Vec<SocketAddr>,
-    ) -> Tcp<impl Service<Name, Response = vec::IntoIter<SocketAddr>, Error = io::Error> + Clone>
-    {
+    fn tcp(addresses: Vec<SocketAddr>) -> Tcp<impl Resolve> {
         Tcp {
             resolver: tower::service_fn(move |_: Name| ready(Ok(addresses.clone().into_iter()))),
             next: AtomicUsize::new(0),
@@ -338,7 +342,7 @@ mod tests {
             .expect("a URI");
         let mut connections = Vec::new();
         for _ in 0..20 {
-            connections.push(tcp.connect(uri.clone()).await.expect("it listens"));
+            connections.push(tcp.dial(uri.clone()).await.expect("it listens"));
         }
         for listener in listeners {
             let accepted = timeout(Duration::from_secs(1), listener.accept()).await;
@@ -371,7 +375,7 @@ mod tests {
             .parse()
             .expect("a URI");
         let begin = Instant::now();
-        tcp.connect(uri).await.expect("the second listens");
+        tcp.dial(uri).await.expect("the second listens");
         let took = begin.elapsed();
         assert!((200..800).contains(&took.as_millis()), "{took:?}");
     }
@@ -381,12 +385,11 @@ mod tests {
         let v6 =
             |last: u16| SocketAddr::new(IpAddr::V6(Ipv6Addr::new(1, 0, 0, 0, 0, 0, 0, last)), 0);
         let v4 = |last| loopback(last, 0);
-        let tcp = tcp(Vec::new());
         let found = vec![v6(2), v4(1), v6(1), v6(3), v4(2)];
         let expected = [v6(1), v4(1), v6(2), v4(2), v6(3)];
-        assert_eq!(tcp.in_turn(found.clone()), expected);
+        assert_eq!(in_turn(found.clone(), 0), expected);
         let expected = [v4(1), v6(2), v4(2), v6(3), v6(1)];
-        assert_eq!(tcp.in_turn(found), expected);
-        assert_eq!(tcp.in_turn(Vec::new()), []);
+        assert_eq!(in_turn(found, 1), expected);
+        assert_eq!(in_turn(Vec::new(), 2), []);
     }
 }
