@@ -1,6 +1,6 @@
 //! Deadlines, and the header `grpc-timeout`.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
@@ -101,9 +101,24 @@ fn parse(value: &[u8]) -> Option<Duration> {
 }
 
 /// Sets `grpc-timeout` to the remaining time.
-pub(crate) fn set_remaining(headers: &mut HeaderMap, deadline: Instant) {
-    let left = deadline.saturating_duration_since(Instant::now());
-    set(headers, rounded_up(left));
+pub(crate) fn set_remaining(headers: &mut HeaderMap, deadline: Instant, cache: &TimeoutCache) {
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    headers.insert(GRPC_TIMEOUT, cache.value(rounded_up(remaining)));
+}
+
+/// The first value of `grpc-timeout` that a client has sent, which most of its calls repeat.
+#[derive(Debug, Default)]
+pub(crate) struct TimeoutCache(OnceLock<(Duration, HeaderValue)>);
+
+impl TimeoutCache {
+    fn value(&self, timeout: Duration) -> HeaderValue {
+        let (cached, value) = self.0.get_or_init(|| (timeout, header_value(timeout)));
+        if *cached == timeout {
+            value.clone()
+        } else {
+            header_value(timeout)
+        }
+    }
 }
 
 /// Rounds to three digits, up by less than 1 %.
@@ -120,10 +135,14 @@ fn rounded_up(timeout: Duration) -> Duration {
 
 /// Puts a timeout into the headers. tonic's own setter panics on one of 11,416 years.
 pub(crate) fn set(headers: &mut HeaderMap, timeout: Duration) {
+    headers.insert(GRPC_TIMEOUT, header_value(timeout));
+}
+
+fn header_value(timeout: Duration) -> HeaderValue {
     let mut text = [0; DIGITS + 1];
-    if let Ok(value) = HeaderValue::from_bytes(grpc_timeout(timeout, &mut text)) {
-        headers.insert(GRPC_TIMEOUT, value);
-    }
+    let text = grpc_timeout(timeout, &mut text);
+    // Cannot fail: digits and a letter.
+    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static("0n"))
 }
 
 /// Writes a timeout in the finest unit that holds it.

@@ -1,6 +1,6 @@
 //! The road of one call: what is refused, its headers, its token, its time and its attempts.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use http::{HeaderValue, header::AUTHORIZATION};
 use tokio::{
@@ -36,9 +36,11 @@ impl<S: Stack> OperationsClient<S> {
         if deadline <= Instant::now() {
             return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
         }
+        // Pinned here, so that the macro does not move the large future.
+        let mut attempts = pin!(self.attempts(&call, Some(deadline)));
         let result = tokio::select! {
             biased;
-            result = self.attempts(&call, Some(deadline)) => result,
+            result = &mut attempts => result,
             () = sleep_until(deadline) => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
         };
         match result {

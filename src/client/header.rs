@@ -9,7 +9,10 @@ use http::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Code, Status};
 
-use crate::{deadline::GRPC_TIMEOUT, status::local};
+use crate::{
+    deadline::{GRPC_TIMEOUT, TimeoutCache},
+    status::local,
+};
 
 pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-request-params");
 pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
@@ -24,7 +27,7 @@ pub(crate) fn api_client() -> HeaderValue {
 /// It also has the names of the headers that nearly every call sets: to clone the map, and then to
 /// replace values, is much cheaper than to build it. The attempt sets them, or removes them.
 #[derive(Clone, Debug)]
-pub(crate) struct Template(Arc<HeaderMap>);
+pub(crate) struct Template(Arc<(HeaderMap, TimeoutCache)>);
 
 impl Default for Template {
     fn default() -> Self {
@@ -35,20 +38,24 @@ impl Default for Template {
         for name in [GRPC_TIMEOUT, AUTHORIZATION, REQUEST_PARAMS] {
             headers.insert(name, HeaderValue::from_static(""));
         }
-        Self(Arc::new(headers))
+        Self(Arc::new((headers, TimeoutCache::default())))
     }
 }
 
 impl Template {
     pub(crate) fn with_user_agent(&self, user_agent: HeaderValue) -> Self {
-        let mut headers = HeaderMap::clone(&self.0);
+        let mut headers = self.0.0.clone();
         headers.insert(USER_AGENT, user_agent);
-        Self(Arc::new(headers))
+        Self(Arc::new((headers, TimeoutCache::default())))
+    }
+
+    pub(crate) fn timeout_cache(&self) -> &TimeoutCache {
+        &self.0.1
     }
 
     /// Returns the headers of every call, with the caller's in their places.
     pub(crate) fn headers(&self, caller: &HeaderMap) -> HeaderMap {
-        let mut headers = HeaderMap::clone(&self.0);
+        let mut headers = self.0.0.clone();
         for name in caller.keys() {
             headers.remove(name);
             for value in caller.get_all(name) {

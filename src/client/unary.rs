@@ -90,7 +90,9 @@ impl<R: Rpc> Call<R> {
             .map_err(|error| classify(error.into()))?;
         let mut headers = self.headers_of_attempt(before);
         match deadline {
-            Some(deadline) => deadline::set_remaining(&mut headers, deadline),
+            Some(deadline) => {
+                deadline::set_remaining(&mut headers, deadline, self.template.timeout_cache());
+            }
             None => drop(headers.remove(GRPC_TIMEOUT)),
         }
         let credentials_expire = match auth {

@@ -75,7 +75,8 @@ impl PendingCall {
         if let Some(deadline) = self.deadline
             && now.saturating_duration_since(self.queued_at) > deadline.timeout() / 256
         {
-            deadline::set_remaining(self.head.headers_mut(), deadline.at());
+            let remaining = deadline.at().saturating_duration_since(now);
+            deadline::set(self.head.headers_mut(), remaining);
         }
     }
 }

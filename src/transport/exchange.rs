@@ -293,9 +293,10 @@ impl Exchange {
         let (Some(call), Some(Receiving::Unary(response))) = (self.call.take(), stream) else {
             return self.cancel(Instant::now());
         };
-        let unavailable = says_unavailable(&response.head);
         let head = mem::take(&mut response.head);
         let data = mem::take(&mut response.data).join();
+        // A response with a message is not that of an unavailable server.
+        let unavailable = data.is_empty() && says_unavailable(&head);
         let buffered = response.buffered.take();
         let reply = |trailers| {
             let body = ResponseBody::whole(data, trailers, buffered);
