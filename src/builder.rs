@@ -126,9 +126,9 @@ impl Builder {
 
     /// Sets the keepalive ping interval and timeout.
     ///
-    /// A connection with waiting calls that has received nothing for the interval is pinged. If it
-    /// receives nothing within the timeout either, its calls end with `UNAVAILABLE`. A connection
-    /// without calls is never pinged. [`Duration::MAX`] as the interval turns these pings off.
+    /// A connection that has received nothing for the interval is pinged while calls are on it or
+    /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`. An
+    /// idle connection is never pinged. [`Duration::MAX`] as the interval turns these pings off.
     ///
     /// Many servers close a connection that is pinged more often than they allow; all gRPC servers
     /// allow a ping every 300 seconds. Dead connections are detected earlier than that by TCP, and when
@@ -143,9 +143,9 @@ impl Builder {
 
     /// Sets the minimum number of open connections.
     ///
-    /// The minimum is opened by [`connect`](Self::connect), or by the first call. A connection that
-    /// ends is replaced, with backoff. It must not be more than
-    /// [`max_connections`](Self::max_connections).
+    /// [`connect`](Self::connect) waits for the first connection; the others are opened in the
+    /// background, as they are after the first call of a lazy client. A connection that ends is replaced,
+    /// with backoff. The minimum must not be more than [`max_connections`](Self::max_connections).
     ///
     /// Defaults to 0: connections are opened when calls need them.
     pub fn min_connections(mut self, connections: usize) -> Self {
@@ -157,9 +157,9 @@ impl Builder {
     ///
     /// One connection is used until as many calls are in flight as the server allows on it, commonly
     /// 100. Then more are opened, as many as the queued calls need. A connection that is idle for a
-    /// minute is closed, except the last. When all streams are in use, calls are
-    /// [queued](Self::max_queued_calls). Connections that take no more calls do not count: they close
-    /// when their calls have ended.
+    /// minute is closed, unless it is the last or one of the [minimum](Self::min_connections). When all
+    /// streams are in use, calls are [queued](Self::max_queued_calls). Connections that take no more
+    /// calls do not count: they close when their calls have ended.
     ///
     /// Defaults to 20.
     pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
@@ -167,8 +167,8 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum age of a connection. An older one is closed gracefully: its calls end, and new
-    /// calls go to another.
+    /// Sets the maximum age of a connection. A connection that reaches it is closed gracefully: calls in
+    /// flight complete, and new calls go to another connection.
     ///
     /// The age varies by up to 10 % from connection to connection, so that they are not all replaced
     /// together. With a load balancer that distributes connections, a maximum age moves load to servers
@@ -190,9 +190,9 @@ impl Builder {
 
     /// Sets the maximum number of calls that wait for a stream.
     ///
-    /// While the queue is full, the stack is not ready, and this client waits until it is, within the
-    /// deadline of its call. A call made over the [`stack`](OperationsClient::stack) nevertheless ends
-    /// with `RESOURCE_EXHAUSTED` immediately.
+    /// Once the queue is full, the stack is not ready until an eighth of it is free, and this client waits
+    /// for that, within the deadline of its call. A call made over a full
+    /// [`stack`](OperationsClient::stack) nevertheless ends with `RESOURCE_EXHAUSTED` immediately.
     ///
     /// Defaults to 10,000.
     pub fn max_queued_calls(mut self, calls: NonZeroUsize) -> Self {
@@ -200,12 +200,12 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum number of bytes of responses in memory, for all connections together.
+    /// Sets the maximum number of bytes of unary responses in memory, for all connections together.
     ///
     /// Responses of more than 4 KiB count while they are received, and until their callers have read
     /// them. While the maximum is exceeded, no calls are sent, and servers may send more of the oldest
     /// response of each connection only. What they were allowed to send before can still arrive: up to
-    /// 2 MiB for each call in flight.
+    /// 2 MiB for each call in flight. Streamed responses do not count: their readers pace the server.
     ///
     /// Defaults to 256 MiB.
     pub fn max_buffered_bytes(mut self, bytes: usize) -> Self {
@@ -373,7 +373,7 @@ impl Builder {
             min_connections: self.min_connections,
             max_connections: self.max_connections.get(),
             max_connection_age: self.max_connection_age,
-            // No server allows a million. It keeps sums within bounds.
+            // So that sums of stream counts cannot overflow.
             streams_per_connection: self.streams_per_connection.get().min(1_000_000),
             max_queued_calls: self.max_queued_calls.get(),
             max_buffered_bytes: self.max_buffered_bytes,

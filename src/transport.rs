@@ -79,11 +79,11 @@ use crate::{
 ///
 /// **Deadlines.** The header `grpc-timeout` of a request is its deadline, for every generated client
 /// over this stack. The server is sent the time that remains when the request is sent. A call
-/// without a deadline is queued for at most 60 s, and then ends with `UNAVAILABLE`.
+/// without a deadline ends with `UNAVAILABLE` once it has been queued for 60 s.
 ///
-/// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). `poll_ready` is pending
-/// while the queue is full, and reserves nothing; a call made nevertheless ends with
-/// `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
+/// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). Once it is full, `poll_ready`
+/// is pending until an eighth of it is free, and reserves nothing; a call made nevertheless is queued if
+/// there is room, and otherwise ends with `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
 /// the wait for readiness. Calls are taken in the order of their arrival. Once the oldest has waited for
 /// a quarter of its timeout, or for a second, the newest is taken first until the queue has been empty:
 /// otherwise every call would be sent just before it expires. Meanwhile one of ten calls is still the
@@ -92,7 +92,8 @@ use crate::{
 ///
 /// **Streaming.** The response to a request of [`OperationsClient`](crate::OperationsClient) is received
 /// completely by the connection's task. The response to any other request is streamed: its reader paces
-/// the server, and it keeps its stream until it is read to its end or dropped.
+/// the server, and it keeps its stream until it is read to its end or dropped. The body of a request is
+/// collected completely before the call is queued; bidirectional streaming is not supported.
 ///
 /// **Retries.** A call that the server certainly did not process is retried immediately: any number of
 /// times if nothing of it was written, and once if the server refused it.
@@ -100,9 +101,10 @@ use crate::{
 /// **Cancellation.** Dropping the future of a call removes the call from the queue, or cancels it at
 /// the server by a reset of its stream. Servers close a connection on which too many streams are reset,
 /// or are reset too early. So a stream is reset only after the server has accepted it, and each
-/// connection resets at most 900 streams together, and 30 a second in the long run. Streams that wait
-/// for that end as soon as the server responds. A connection that has few other streams left is
-/// replaced.
+/// connection resets at most 900 streams together, and 30 a second in the long run. A stream that waits
+/// for that ends when the server has responded. If most streams of a connection wait for a second, and
+/// calls are queued, the connection is replaced. (A streamed response whose deadline passes while its
+/// reader holds it is reset immediately.)
 ///
 /// **Runtimes.** The tasks are spawned on the tokio runtime of the first caller. If that ends, or is
 /// stalled for about a second, they are spawned on the runtime of another caller. The runtime needs
@@ -111,8 +113,7 @@ use crate::{
 #[doc = include_str!("transport/faults.md")]
 pub struct Transport {
     shared: Arc<Shared>,
-    /// The registration with which this waits until the queue is not full. It is kept, so that the
-    /// first to wait is the first to be woken.
+    /// The registration with which this waits until the queue is not full.
     registration: Option<u64>,
 }
 
@@ -154,7 +155,8 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// `UNAVAILABLE`: it cannot be opened.
+    /// - `UNAVAILABLE`: it cannot be opened.
+    /// - `FAILED_PRECONDITION`: there is no tokio runtime.
     pub(crate) async fn connect(&self) -> Result<(), Status> {
         let runtime = runtime("a connection")?;
         connect_first(&self.shared.pool, runtime).await
@@ -164,8 +166,8 @@ impl Transport {
         &self.shared.user_agent
     }
 
-    /// Returns a function that returns how many streams the connections have. It does not keep the
-    /// transport alive.
+    /// Returns a function that returns how many streams the connections allow, or `usize::MAX` once the
+    /// transport was dropped.
     pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
         let pool = Arc::downgrade(&self.shared.pool);
         move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
@@ -205,7 +207,7 @@ impl Service<Request<Body>> for Transport {
     type Error = Status;
     type Future = ResponseFuture;
 
-    /// Ready while the queue of calls is not full. Nothing is reserved.
+    /// Ready unless the queue was full and an eighth of it has not been free since. Nothing is reserved.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         self.shared
             .pool
@@ -230,7 +232,7 @@ impl Service<Request<Body>> for Transport {
 /// The future of a call: it resolves with the head of the response.
 ///
 /// Dropping it removes the call from the queue, or cancels it at the server.
-#[must_use = "futures do nothing unless they are polled"]
+#[must_use = "dropping the future cancels the call"]
 pub struct ResponseFuture(Stage);
 
 enum Stage {
@@ -305,11 +307,13 @@ impl Shared {
             reply,
         };
         let pushed = self.pool.push(call, runtime.id())?;
-        // A call that a connection is about to take needs no checks, and `OperationsClient` has a timer
-        // for the deadline of each of its calls.
+        let expiry = match deadline {
+            // `OperationsClient` has a timer for the deadline of each of its calls.
+            Some(_) if unary.is_some() && pushed.is_assigned => None,
+            Some(deadline) => Some(deadline.at()),
+            None => Some(queued_at + QUEUE_TIMEOUT),
+        };
         let first_check = (!pushed.is_assigned).then_some(queued_at + FIRST_CHECK);
-        let expiry = deadline.filter(|_| unary.is_none() || !pushed.is_assigned);
-        let expiry = expiry.map(|deadline| deadline.at());
         let due = first_check.into_iter().chain(expiry).min();
         let waiting = WaitingCall {
             shared: self,
@@ -317,7 +321,6 @@ impl Shared {
             response,
             deadline,
             queued_at,
-            is_queued: !pushed.is_assigned,
             timer: due.map(|due| Box::pin(sleep_until(due))),
             has_ended: false,
         };
@@ -358,8 +361,6 @@ struct WaitingCall {
     response: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
     queued_at: Instant,
-    /// Whether the call may still be queued.
-    is_queued: bool,
     /// The time of the next [`check`](Self::check), if one is needed.
     timer: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
@@ -391,13 +392,13 @@ impl WaitingCall {
     /// - `DEADLINE_EXCEEDED`: the deadline has passed.
     /// - `UNAVAILABLE`: the call has no deadline, and was queued for too long.
     fn check(&mut self, now: Instant) -> Result<Option<Instant>, Status> {
+        let pool = &self.shared.pool;
+        let is_queued = pool.check_queued(self.number);
         if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed(now)) {
-            let reason = if self.is_queued { QUEUED } else { UNANSWERED };
+            let reason = if is_queued { QUEUED } else { UNANSWERED };
             return Err(deadline.exceeded(reason));
         }
-        let pool = &self.shared.pool;
-        self.is_queued = self.is_queued && pool.check_queued(self.number);
-        if self.is_queued {
+        if is_queued {
             pool.open_if_needed();
             if self.deadline.is_none() && now >= self.queued_at + QUEUE_TIMEOUT {
                 return Err(local(
@@ -406,9 +407,9 @@ impl WaitingCall {
                 ));
             }
         }
-        let check = self.is_queued.then_some(now + CHECK_INTERVAL);
+        let next = is_queued.then_some(now + CHECK_INTERVAL);
         let deadline = self.deadline.map(|deadline| deadline.at());
-        Ok(check.into_iter().chain(deadline).min())
+        Ok(next.into_iter().chain(deadline).min())
     }
 }
 

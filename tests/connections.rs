@@ -19,6 +19,7 @@ use longrunning::{
     Builder, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _, Transport,
 };
 use tokio::{
+    net::TcpStream,
     runtime::{Handle, Runtime},
     task::JoinSet,
     time::{Instant, timeout},
@@ -267,33 +268,44 @@ async fn many_small_answers_at_once_do_not_end_the_connection() {
 
 /// The deadline of the calls that are answered late, and the time after which they are.
 const HURRY: Duration = Duration::from_millis(20);
-const LATE: Duration = Duration::from_millis(30);
+const LATE: Duration = Duration::from_millis(100);
 
-/// Answers calls at once, except those on `operations/late`, which it answers after their deadline,
-/// whether or not the client has reset the stream.
+/// Answers calls at once, except those on `operations/late`, which it answers after their deadline: when
+/// the client resets the stream, and otherwise after [`LATE`].
 async fn late(mut peer: Peer, late_answers: Arc<AtomicUsize>) -> io::Result<()> {
     let mut pending: VecDeque<(Instant, u32)> = VecDeque::new();
     let room_for_all_requests = (1_u32 << 30).to_be_bytes();
     peer.frame(wire::WINDOW_UPDATE, 0, 0, &room_for_all_requests)
         .await?;
     loop {
-        let due = pending.front().map(|(due, _)| *due);
-        let wait = due.map_or(LATE, |due| due.saturating_duration_since(Instant::now()));
-        let frame = timeout(wait, peer.next()).await.ok().transpose()?;
-        let now = Instant::now();
-        if let Some(frame) = frame
-            && frame.kind == wire::DATA
-            && frame.flags & wire::END_STREAM != 0
-        {
+        while let Some((due, stream)) = pending.front().copied() {
+            if due > Instant::now() {
+                break;
+            }
+            peer.answer(stream).await?;
+            pending.pop_front();
+            late_answers.fetch_add(1, Ordering::SeqCst);
+        }
+        let due = pending
+            .front()
+            .map_or_else(|| Instant::now() + LATE, |(due, _)| *due);
+        let Some(frame) = peer.next_until(due).await? else {
+            continue;
+        };
+        if frame.kind == wire::DATA && frame.flags & wire::END_STREAM != 0 {
             if frame.payload.ends_with(b"late") {
-                pending.push_back((now + LATE, frame.stream));
+                pending.push_back((Instant::now() + LATE, frame.stream));
             } else {
                 peer.answer(frame.stream).await?;
             }
         }
-        while let Some((_, stream)) = pending.front().filter(|(due, _)| *due <= now) {
-            peer.answer(*stream).await?;
-            pending.pop_front();
+        if frame.kind == wire::RST_STREAM
+            && let Some(index) = pending
+                .iter()
+                .position(|(_, stream)| *stream == frame.stream)
+        {
+            pending.remove(index);
+            peer.answer(frame.stream).await?;
             late_answers.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -335,6 +347,60 @@ async fn answers_that_come_after_their_deadline_cost_neither_the_connection_nor_
     }
     assert!(others > 10, "{others}");
     assert_eq!(listener.accepted(), 1);
+}
+
+/// Begins the responses to 1,200 calls whose callers were dropped, and counts the resets.
+async fn begins_and_counts_resets(io: TcpStream, calls: Arc<AtomicUsize>) -> io::Result<()> {
+    let mut peer = Peer::accept_with(io, 2_000).await?;
+    let mut streams = Vec::new();
+    while streams.len() < 1_200 {
+        streams.push(peer.call().await?);
+        calls.fetch_add(1, Ordering::SeqCst);
+    }
+    while calls.load(Ordering::SeqCst) > 0 {
+        tokio::task::yield_now().await; // until the callers were dropped
+    }
+    for stream in streams {
+        peer.head(stream).await?;
+    }
+    let end = Instant::now() + Duration::from_secs(1);
+    while let Some(frame) = peer.next_until(end).await? {
+        calls.fetch_add(
+            usize::from(frame.kind == wire::RST_STREAM),
+            Ordering::SeqCst,
+        );
+    }
+    calls.fetch_add(10_000, Ordering::SeqCst);
+    peer.ignore(Duration::from_secs(60)).await
+}
+
+#[tokio::test]
+async fn resets_are_limited_also_after_the_response_has_begun() {
+    let calls = Arc::<AtomicUsize>::default();
+    let counter = calls.clone();
+    let listener = Listener::start(move |_, io| begins_and_counts_resets(io, counter.clone()));
+    let client = builder(listener.url())
+        .max_connections(NonZeroUsize::MIN)
+        .streams_per_connection(NonZeroUsize::new(2_000).expect("not 0"));
+    let client = client.connect().await.expect("a server");
+    let mut callers = JoinSet::new();
+    for _ in 0..1_200 {
+        let client = client.clone();
+        callers.spawn(async move { client.cancel_operation(NAME).await });
+    }
+    until("all calls are sent", || {
+        calls.load(Ordering::SeqCst) == 1_200
+    })
+    .await;
+    callers.shutdown().await;
+    calls.store(0, Ordering::SeqCst);
+    until("the resets were counted", || {
+        calls.load(Ordering::SeqCst) >= 10_000
+    })
+    .await;
+    let resets = calls.load(Ordering::SeqCst) - 10_000;
+    // 900, and 30 in the second.
+    assert!((800..=940).contains(&resets), "{resets}");
 }
 
 #[tokio::test]

@@ -405,11 +405,9 @@ async fn a_dead_connection_whose_streams_were_all_dropped_is_found_out() {
         .cancel_operation(NAME)
         .await
         .expect("on another connection");
-    assert!(
-        begin.elapsed() < Duration::from_secs(7),
-        "{:?}",
-        begin.elapsed()
-    );
+    // By the probe that has to be acknowledged before the streams are reset.
+    let took = begin.elapsed();
+    assert!((4_000..7_000).contains(&took.as_millis()), "{took:?}");
     assert_eq!(listener.accepted(), 2);
 }
 

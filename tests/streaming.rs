@@ -105,6 +105,40 @@ async fn messages_of_a_stream_come_as_they_are_sent() {
     assert_eq!(stream.message().await.expect("OK"), None);
 }
 
+/// tonic drops the body of a response without messages, whose stream has ended.
+#[tokio::test]
+async fn errors_do_not_count_as_resets() {
+    let resets = Arc::<Notify>::default();
+    let seen = resets.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let seen = seen.clone();
+        async move {
+            let mut peer = Peer::accept(io).await?;
+            loop {
+                let frame = peer.next().await?;
+                if frame.kind == wire::RST_STREAM {
+                    seen.notify_one();
+                }
+                if frame.kind == wire::DATA && !frame.payload.ends_with(b"slow") {
+                    let headers = [(":status", "200"), wire::CONTENT_TYPE, ("grpc-status", "5")];
+                    peer.headers(frame.stream, wire::END_STREAM, &headers)
+                        .await?;
+                }
+            }
+        }
+    });
+    let client = connect(&listener).await;
+    for _ in 0..2_000 {
+        let status = watch(&client, None).await.expect_err("an error");
+        assert_eq!(status.code(), Code::NotFound);
+    }
+    let slow = client.cancel_operation("operations/slow");
+    let dropped = timeout(Duration::from_millis(100), slow).await;
+    assert!(dropped.is_err(), "{dropped:?}");
+    let reset = timeout(Duration::from_secs(2), resets.notified()).await;
+    assert!(reset.is_ok(), "the stream was not reset");
+}
+
 /// A server whose streams send 2 MiB and then nothing, and which cancels operations.
 fn large_streams() -> Listener {
     Listener::start(|_, io: TcpStream| async move {

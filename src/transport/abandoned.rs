@@ -1,19 +1,18 @@
-//! Streams whose callers were dropped, and when they are reset.
+//! Streams that are abandoned before the end of the response, and when they are reset.
 
 use std::{
-    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
-use h2::{Reason, SendStream, client::ResponseFuture};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use tokio::time::Instant;
 
 use super::body::RequestBody;
 
-/// The streams of a connection whose callers were dropped before the server has responded.
+/// The streams of a connection whose responses nobody waits for any more.
 ///
 /// Servers guard themselves against clients that reset streams, see
 /// [CVE-2023-44487](https://nvd.nist.gov/vuln/detail/CVE-2023-44487), and close the connection in two
@@ -22,31 +21,44 @@ use super::body::RequestBody;
 /// - Streams are reset before the server has accepted them. It has read a request once it has
 ///   acknowledged a probe that was sent later. Even then the request may wait to be accepted, so that
 ///   the stream is reset one interval later.
-/// - Too many streams are reset. So resets are [limited](ResetLimit); a stream that has to wait may
-///   well be ended by the server before that.
+/// - Too many streams are reset. So resets are [limited](ResetLimit). What the server sends on a
+///   stream until then is discarded, and the stream may well end before it is reset.
 pub(crate) struct AbandonedStreams {
     streams: FuturesUnordered<Abandoned>,
-    /// The server has accepted the streams that were abandoned before this many probes.
-    accepted: usize,
-    /// How many probes had been sent when the last stream was abandoned.
-    newest: usize,
+    /// How many probes the server has acknowledged. It has accepted the streams that were abandoned
+    /// when fewer had been sent.
+    acknowledged: usize,
+    /// How many probes had been sent when the last stream without a response was abandoned.
+    newest: Option<usize>,
     /// When streams are reset next.
     due: Option<Instant>,
     limit: ResetLimit,
 }
 
-/// How long most streams may wait to be reset before another connection is opened.
-const EXHAUSTED: Duration = Duration::from_secs(1);
+/// A stream to abandon.
+pub(crate) struct Unfinished {
+    pub(crate) request: SendStream<RequestBody>,
+    pub(crate) response: Discarding,
+}
+
+/// What is discarded next on a stream.
+pub(crate) enum Discarding {
+    Head(ResponseFuture),
+    Body(RecvStream),
+}
 
 /// How often streams are reset.
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long most streams may wait to be reset before another connection is opened.
+const EXHAUSTED: Duration = Duration::from_secs(1);
 
 impl AbandonedStreams {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             streams: FuturesUnordered::new(),
-            accepted: 0,
-            newest: 0,
+            acknowledged: 0,
+            newest: None,
             due: None,
             limit: ResetLimit { restored_at: now },
         }
@@ -57,25 +69,21 @@ impl AbandonedStreams {
     }
 
     /// Adds a stream, after so many probes were sent.
-    pub(crate) fn push(
-        &mut self,
-        request: SendStream<RequestBody>,
-        response: ResponseFuture,
-        probes: usize,
-        now: Instant,
-    ) {
+    pub(crate) fn push(&mut self, stream: Unfinished, probes: usize, now: Instant) {
+        if matches!(stream.response, Discarding::Head(_)) {
+            self.newest = Some(probes);
+        }
         self.streams.push(Abandoned {
-            request,
-            response,
+            request: stream.request,
+            response: stream.response,
             is_reset: false,
             probes,
             since: now,
         });
-        self.newest = probes;
         self.due = self.due.or(Some(now));
     }
 
-    /// Removes the streams that are free.
+    /// Removes the streams that have ended.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         while let Poll::Ready(Some(())) = Pin::new(&mut self.streams).poll_next(cx) {}
     }
@@ -90,38 +98,45 @@ impl AbandonedStreams {
         self.due = (!self.streams.is_empty()).then_some(next);
     }
 
-    /// Whether a probe has to be sent, so that streams can be reset.
-    pub(crate) fn awaits_probe(&self) -> bool {
-        !self.streams.is_empty() && self.newest >= self.accepted
+    /// Returns whether a probe has to be sent before all streams can be reset.
+    pub(crate) fn need_probe(&self) -> bool {
+        let newest = self.newest.filter(|_| !self.streams.is_empty());
+        newest.is_some_and(|newest| newest >= self.acknowledged)
     }
 
     /// Notes that the server has acknowledged so many probes.
-    pub(crate) fn acknowledged(&mut self, probes: usize) {
-        self.accepted = probes;
+    pub(crate) fn acknowledge(&mut self, probes: usize) {
+        self.acknowledged = probes;
     }
 
-    /// Resets streams that the server has accepted, as many as are allowed now.
+    /// Resets streams that the server has accepted, as many as the limit allows.
     pub(crate) fn reset(&mut self, now: Instant) {
+        let acknowledged = self.acknowledged;
         for stream in self.streams.iter_mut() {
-            if stream.probes < self.accepted && !stream.is_reset {
+            if stream.can_be_reset(acknowledged) {
                 if self.limit.next(now) > now {
                     return;
                 }
                 self.limit.count(now);
-                stream.reset();
+                stream.is_reset = true;
+                stream.request.send_reset(Reason::CANCEL);
             }
         }
     }
 
-    /// Counts a reset of another stream.
+    /// Counts the reset of another stream.
     pub(crate) fn count_reset(&mut self, now: Instant) {
         self.limit.count(now);
     }
 
-    /// Whether most of the streams that the server allows have waited for a second to be reset.
-    pub(crate) fn are_exhausted(&self, limit: usize, now: Instant) -> bool {
-        let waits = |stream: &&Abandoned| now >= stream.since + EXHAUSTED;
-        self.len() > limit / 2 && self.streams.iter().filter(waits).count() > limit / 2
+    /// Returns whether for a second the limit has kept most of the connection's streams from being
+    /// reset.
+    pub(crate) fn are_exhausted(&self, max_streams: usize, now: Instant) -> bool {
+        let most = max_streams / 2 + 1;
+        let waits = |stream: &&Abandoned| {
+            stream.can_be_reset(self.acknowledged) && now >= stream.since + EXHAUSTED
+        };
+        self.len() >= most && self.streams.iter().filter(waits).count() >= most
     }
 }
 
@@ -138,33 +153,48 @@ impl ResetLimit {
     const BURST: u32 = 900;
     const PERIOD: Duration = Duration::from_millis(33);
 
-    /// Returns when the next reset is allowed.
+    /// Returns when the next reset is allowed: at most one period from now.
     fn next(&self, now: Instant) -> Instant {
         let burst = Self::PERIOD * (Self::BURST - 1);
         now + self.restored_at.saturating_duration_since(now + burst)
     }
 
+    /// Counts a reset. Those that are not limited do not add to what is allowed later.
     fn count(&mut self, now: Instant) {
-        self.restored_at = self.restored_at.max(now) + Self::PERIOD;
+        let restored_at = self.restored_at.max(now) + Self::PERIOD;
+        self.restored_at = restored_at.min(now + Self::PERIOD * Self::BURST);
     }
 }
 
-/// A stream whose caller was dropped before the server has responded. It resolves when the stream is
-/// free.
+/// A stream whose response is discarded. It resolves when the stream has ended.
 struct Abandoned {
     request: SendStream<RequestBody>,
-    response: ResponseFuture,
+    response: Discarding,
     is_reset: bool,
-    /// How many probes the connection had sent when the caller was dropped, and when that was.
+    /// How many probes the connection had sent when the stream was abandoned, and when that was.
     probes: usize,
     since: Instant,
 }
 
 impl Abandoned {
-    /// Resets the stream, which frees it.
-    fn reset(&mut self) {
-        if !mem::replace(&mut self.is_reset, true) {
-            self.request.send_reset(Reason::CANCEL);
+    fn can_be_reset(&self, acknowledged: usize) -> bool {
+        let has_head = !matches!(self.response, Discarding::Head(_));
+        !self.is_reset && (has_head || self.probes < acknowledged)
+    }
+
+    /// Resolves when the server has sent all of the response, or when the stream has failed.
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match &mut self.response {
+                Discarding::Head(response) => {
+                    let response = ready!(Pin::new(response).poll(cx))?;
+                    self.response = Discarding::Body(response.into_body());
+                }
+                Discarding::Body(body) => match ready!(body.poll_data(cx)) {
+                    Some(data) => body.flow_control().release_capacity(data?.len())?,
+                    None => return body.poll_trailers(cx).map_ok(drop),
+                },
+            }
         }
     }
 }
@@ -173,11 +203,11 @@ impl Future for Abandoned {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if !this.is_reset {
-            // A reset wakes it, too.
-            let _ = ready!(Pin::new(&mut this.response).poll(cx));
-            this.reset();
+        // A reset wakes this, too.
+        if !self.is_reset {
+            let _ = ready!(self.poll_response(cx));
+            // Does nothing, unless the server has not read all of the request.
+            self.request.send_reset(Reason::CANCEL);
         }
         Poll::Ready(())
     }

@@ -19,7 +19,7 @@ use crate::status::local;
 
 /// The body of a response.
 ///
-/// Dropping the body before it ends resets the stream. `ResponseBody::default()` is an empty body, as
+/// Dropping the body before its end cancels the call. `ResponseBody::default()` is an empty body, as
 /// used by layers such as [`InterceptedService`](tonic::service::interceptor::InterceptedService)
 /// that create responses themselves.
 #[derive(Debug, Default)]
@@ -40,14 +40,17 @@ enum Kind {
 }
 
 /// A response whose reader takes the data from HTTP/2 itself, and so paces the server.
+///
+/// It returns the stream to the connection's task when it has read the stream to its end, and when it
+/// is dropped.
 #[derive(Debug)]
 struct Streamed {
-    stream: RecvStream,
+    /// `None` once the stream was returned.
+    stream: Option<RecvStream>,
     data_ended: bool,
     link: Arc<Link>,
     deadline: Option<Instant>,
-    /// Reports to the connection's task that the stream has ended. Dropping it resets the stream.
-    ended: Option<oneshot::Sender<()>>,
+    returned: Option<oneshot::Sender<RecvStream>>,
 }
 
 impl ResponseBody {
@@ -63,20 +66,19 @@ impl ResponseBody {
         })
     }
 
-    /// Creates a body that is read from the stream. The receiver learns of its end: `Ok` if it was
-    /// read completely or has failed, and an error if it was dropped before.
+    /// Creates a body that is read from the stream. The receiver gets the stream back.
     pub(crate) fn streamed(
         stream: RecvStream,
         link: Arc<Link>,
         deadline: Option<Instant>,
-    ) -> (Self, oneshot::Receiver<()>) {
-        let (ended, receiver) = oneshot::channel();
+    ) -> (Self, oneshot::Receiver<RecvStream>) {
+        let (returned, receiver) = oneshot::channel();
         let streamed = Streamed {
-            stream,
+            stream: Some(stream),
             data_ended: false,
             link,
             deadline,
-            ended: Some(ended),
+            returned: Some(returned),
         };
         (Self(Kind::Streamed(streamed)), receiver)
     }
@@ -107,31 +109,36 @@ impl http_body::Body for ResponseBody {
         match &self.0 {
             Kind::Empty => true,
             Kind::Whole { data, trailers, .. } => data.is_empty() && trailers.is_none(),
-            Kind::Streamed(streamed) => streamed.stream.is_end_stream(),
+            Kind::Streamed(streamed) => match &streamed.stream {
+                Some(stream) => stream.is_end_stream(),
+                None => true,
+            },
         }
     }
 }
 
 impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(None);
+        };
         if !self.data_ended {
-            if let Some(data) = ready!(self.stream.poll_data(cx)) {
+            if let Some(data) = ready!(stream.poll_data(cx)) {
                 let data = data.and_then(|data| {
-                    let window = self.stream.flow_control();
-                    window.release_capacity(data.len())?;
+                    stream.flow_control().release_capacity(data.len())?;
                     Ok(data)
                 });
                 return Poll::Ready(Some(data.map(Frame::data).map_err(|e| self.failed(e))));
             }
             self.data_ended = true;
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| self.failed(error));
-        self.end();
+        let trailers = ready!(stream.poll_trailers(cx)).map_err(|error| self.failed(error));
+        self.return_stream();
         Poll::Ready(trailers.map(|end| end.map(Frame::trailers)).transpose())
     }
 
     fn failed(&mut self, error: h2::Error) -> Status {
-        self.end();
+        self.return_stream();
         if self.deadline.is_some_and(|at| Instant::now() >= at) {
             return local(
                 Code::DeadlineExceeded,
@@ -141,10 +148,16 @@ impl Streamed {
         self.link.failed(error)
     }
 
-    fn end(&mut self) {
-        if let Some(ended) = self.ended.take() {
-            let _ = ended.send(());
+    fn return_stream(&mut self) {
+        if let (Some(stream), Some(returned)) = (self.stream.take(), self.returned.take()) {
+            let _ = returned.send(stream);
         }
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        self.return_stream();
     }
 }
 
@@ -208,7 +221,7 @@ impl Collecting {
     }
 }
 
-/// Chunks of data that are joined. A single one, which is the rule, is not copied.
+/// Chunks of data that are joined. A single chunk, the common case, is not copied.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
     /// Empty once there is a second.

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The bytes of responses in memory, for all connections of a pool together.
+/// The bytes of unary responses in memory, for all connections of a pool together.
 ///
 /// It counts the responses that are being received, and those that were delivered but not yet read by
 /// their callers. Small ones are not counted: all cores would compete for the counter.

@@ -63,8 +63,6 @@ pub(crate) struct Connection {
     failures: u32,
     /// Whether a call was answered since the last report.
     answered: bool,
-    /// Whether any call was answered.
-    has_answered: bool,
     /// Whether calls stayed in the queue when this took calls last.
     calls_queued: bool,
     /// When this next takes calls without a request of the pool, while calls are queued.
@@ -144,7 +142,6 @@ impl Connection {
             reported: Load::default(),
             failures: 0,
             answered: false,
-            has_answered: false,
             calls_queued: false,
             take_at: None,
             deadline: None,
@@ -159,6 +156,7 @@ impl Connection {
         let Some(http2) = &mut self.http2 else {
             return Progress::Ended;
         };
+        // Before HTTP/2 is polled: a wake-up meanwhile must not be lost.
         self.handle.take_woken();
         let closed = Pin::new(http2).poll(cx);
         let now = Instant::now();
@@ -176,11 +174,12 @@ impl Connection {
         }
         match self.poll_sender() {
             Poll::Ready(Ok(())) => self.is_full = false,
-            Poll::Ready(Err(_)) => self.retire(),
+            Poll::Ready(Err(_)) => self.remove_from_pool(),
             Poll::Pending => {}
         }
         let has_taken = self.take_calls(now);
         let has_frames = mem::take(&mut self.has_frames);
+        // `|` and not `||`: both have to be cleared.
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
         let more = has_taken | has_frames | more_exchanges | woken;
         if more || self.set_timer(cx, now).is_ready() {
@@ -195,7 +194,7 @@ impl Connection {
         let limit = self.stream_limit();
         let abandoned = self.abandoned.len();
         let streams = self.exchanges.len() + abandoned;
-        let is_blocked = self.link.io.is_write_blocked() || self.link.must_withhold();
+        let is_blocked = self.link.io.is_write_blocked() || self.link.check_budget();
         let has_room = self.sender.is_some() && !self.is_full && !is_blocked;
         Load {
             max_streams: limit,
@@ -245,30 +244,34 @@ impl Connection {
                 self.keepalive.answered();
                 self.failures = self.failures.saturating_add(1);
             }
-            End::Answered { unavailable: false } => {
-                self.keepalive.answered();
-                self.failures = 0;
-                self.answered = true;
-                if !mem::replace(&mut self.has_answered, true)
-                    && let Some(pool) = self.pool.upgrade()
-                {
-                    pool.answered();
-                }
-            }
+            End::Answered { unavailable: false } => self.call_answered(),
             End::Failed(failed) => self.call_failed(*failed),
-            End::Cancelled { silent, stream } => {
+            End::Cancelled {
+                answered,
+                silent,
+                stream,
+            } => {
+                if answered {
+                    self.call_answered();
+                }
                 if silent {
                     self.suspect(now);
                 }
                 match stream {
-                    Some((request, response)) => {
+                    Some(stream) => {
                         let probes = self.link.probes.load(Ordering::Relaxed);
-                        self.abandoned.push(request, response, probes, now);
+                        self.abandoned.push(stream, probes, now);
                     }
                     None => self.abandoned.count_reset(now),
                 }
             }
         }
+    }
+
+    fn call_answered(&mut self) {
+        self.keepalive.answered();
+        self.failures = 0;
+        self.answered = true;
     }
 
     fn call_failed(&mut self, failed: FailedCall) {
@@ -348,7 +351,7 @@ impl Connection {
         if let Some(status) = call.too_late(now) {
             return call.reply(Err(status));
         }
-        // A reset that is not written yet keeps its stream from the next request.
+        // A stream whose reset is not written yet still counts towards the limit.
         self.is_full |= self.poll_sender().is_pending();
         let Some(sender) = self.sender.as_mut().filter(|_| !self.is_full) else {
             return pool.put_back(call);
@@ -360,7 +363,7 @@ impl Connection {
             }
             Err(not_started) => match *not_started {
                 NotStarted::Closed(call) => {
-                    self.retire();
+                    self.remove_from_pool();
                     pool.put_back(call);
                     pool.open_if_needed();
                 }
@@ -399,21 +402,22 @@ impl Connection {
         if is_due(self.check_budget_at) {
             self.release_window();
         }
-        self.update_lifetime(now);
+        self.update_timeouts(now);
         if self.lifetime.take_expired(now) {
             self.retire();
         }
         if self.lifetime.is_idle(now) && self.sender.is_some() {
+            // The pool may refuse, and then the idle timeout starts again.
             self.lifetime.keep(now);
             let pool = self.pool.upgrade();
             if pool.is_some_and(|pool| pool.remove_idle(&self.handle)) {
                 self.sender = None;
             }
         }
-        self.lifetime.has_closed(now)
+        self.lifetime.close_timed_out(now)
     }
 
-    fn update_lifetime(&mut self, now: Instant) {
+    fn update_timeouts(&mut self, now: Instant) {
         let has_calls = !self.exchanges.is_empty();
         self.lifetime.update(has_calls, self.sender.is_some(), now);
         self.keepalive.set_busy(has_calls || self.calls_queued, now);
@@ -443,9 +447,9 @@ impl Connection {
         }
     }
 
-    /// Sends SETTINGS that change nothing, which the peer has to acknowledge, and which strict servers
-    /// do not count as they count PINGs. Returns whether it was sent: the one before has to be
-    /// acknowledged first.
+    /// Sends SETTINGS that change nothing. The peer has to acknowledge them, and strict servers do not
+    /// count them as PINGs. Returns whether they were sent: not while the previous ones are
+    /// unacknowledged.
     fn send_probe(&mut self) -> bool {
         let http2 = self.http2.as_mut();
         let sent = http2.is_some_and(|http2| http2.set_initial_window_size(WINDOW).is_ok());
@@ -458,13 +462,15 @@ impl Connection {
 
     fn reset_abandoned(&mut self, now: Instant) {
         if !self.link.io.is_write_blocked() {
+            // Before the acknowledgement is noted: streams are reset one interval after it.
             self.abandoned.reset(now);
-            if self.abandoned.awaits_probe() {
+            if self.abandoned.need_probe() {
                 let probes = self.link.probes.load(Ordering::Relaxed);
+                // It can only be sent once all those before it were acknowledged.
                 if self.send_probe() {
-                    self.abandoned.acknowledged(probes);
+                    self.abandoned.acknowledge(probes);
                 }
-                self.keepalive.probe_sent(now);
+                self.keepalive.await_probe(now);
             }
             if self.calls_queued && self.abandoned.are_exhausted(self.stream_limit(), now) {
                 self.retire();
@@ -476,7 +482,7 @@ impl Connection {
     /// Releases withheld window: that of all exchanges, or of the oldest while the budget is exceeded.
     fn release_window(&mut self) {
         self.check_budget_at = None;
-        if !self.link.must_withhold() {
+        if !self.link.check_budget() {
             return self.exchanges.iter_mut().for_each(Exchange::release);
         }
         let withheld = self.exchanges.iter_mut().filter(|e| e.is_withheld());
@@ -491,7 +497,7 @@ impl Connection {
             let next = now + BUDGET_INTERVAL;
             self.check_budget_at = self.check_budget_at.or(Some(next));
         }
-        self.update_lifetime(now);
+        self.update_timeouts(now);
         let due = [
             self.deadline,
             self.keepalive.due(),
@@ -512,8 +518,18 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Takes no more calls. Those on the connection may end.
+    /// Closes a good connection once its calls have ended. It takes no more.
     fn retire(&mut self) {
+        if self.sender.take().is_some()
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.retire(&self.handle);
+            pool.open_if_needed();
+        }
+    }
+
+    /// Takes no more calls, because the server accepts none. Those on the connection may end.
+    fn remove_from_pool(&mut self) {
         if self.sender.take().is_some()
             && let Some(pool) = self.pool.upgrade()
         {
@@ -522,8 +538,8 @@ impl Connection {
         }
     }
 
-    /// Reports to the pool that the server complained of too many pings. The debug text says so; the
-    /// code alone may have another reason.
+    /// Reports a GOAWAY with `too_many_pings` to the pool. The debug data is checked because
+    /// ENHANCE_YOUR_CALM may have other reasons.
     fn note_complaint(&self, error: &h2::Error) {
         let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
         if calm
@@ -537,7 +553,7 @@ impl Connection {
     /// Ends the connection, and with it the calls on it.
     fn end(&mut self, now: Instant) {
         trace::disconnected(&self.link.authority);
-        // Before any call learns of it: the next must not come here.
+        // Before any call is notified, so that no new call is assigned to this connection.
         let pool = self.pool.upgrade();
         if let Some(pool) = &pool {
             pool.remove(&self.handle, self.load());
@@ -566,6 +582,7 @@ impl Future for Connection {
         this.handle.start_poll(cx);
         let waker = this.waker.clone();
         let mut own = Context::from_waker(&waker);
+        // First, so that the first poll of HTTP/2 writes the requests.
         this.take_calls(Instant::now());
         for _ in 0..ROUNDS {
             match this.advance(&mut own) {

@@ -95,7 +95,7 @@ impl Connector {
             None => io,
         };
         let (sender, mut http2) = client::Builder::new()
-            // No pushes: gRPC has none.
+            // gRPC does not use server push.
             .enable_push(false)
             // Shows that SETTINGS have not arrived. Until then no call is sent.
             .initial_max_send_streams(UNANNOUNCED)
@@ -160,7 +160,8 @@ pub(crate) const WINDOW: u32 = 2 << 20;
 /// The flow-control window of a connection, in bytes.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// No server announces so many streams, and h2 takes one that announces none for one more.
+/// The stream limit before SETTINGS have arrived. No server sets it, and without a limit in SETTINGS h2
+/// reports one more.
 const UNANNOUNCED: usize = usize::MAX - 1;
 
 impl fmt::Debug for Connector {

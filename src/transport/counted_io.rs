@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is known of a connection's byte stream.
+/// The shared state of a connection's byte stream.
 ///
 /// Only differences of the counts have a meaning: a count that has not changed since it was read shows
 /// that no byte was transferred since.

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
@@ -18,6 +18,7 @@ use tokio::{sync::oneshot, task::unconstrained, time::Instant};
 use tonic::{Code, Status};
 
 use super::{
+    abandoned::{Discarding, Unfinished},
     body::{Chunks, RequestBody, ResponseBody},
     budget::Buffered,
     call::{PendingCall, UNANSWERED},
@@ -27,8 +28,8 @@ use crate::deadline::Deadline;
 
 /// A call whose request was given to HTTP/2.
 ///
-/// It resolves when the stream has ended, or when the caller was dropped. It owns the stream's
-/// handles, so that nothing but the connection's task resets a stream whose response has not begun.
+/// It resolves when the stream has ended, or when nobody waits for the response any more. It owns the
+/// stream's handles, so that nothing but the connection's task resets a stream.
 pub(crate) struct Exchange {
     link: Arc<Link>,
     deadline: Option<Deadline>,
@@ -59,8 +60,8 @@ enum Receiving {
     Head(ResponseFuture),
     /// The data and the trailers of a response that is received completely.
     Unary(UnaryResponse),
-    /// The end of a response that its reader receives.
-    Streamed(oneshot::Receiver<()>),
+    /// The body, which the reader of a streamed response returns.
+    Streamed(oneshot::Receiver<RecvStream>),
 }
 
 struct UnaryResponse {
@@ -77,16 +78,19 @@ struct UnaryResponse {
 
 /// How an exchange ended.
 pub(crate) enum End {
-    /// The server has responded. `unavailable`: with a status of an unavailable server.
+    /// The stream has ended, after a response. `unavailable`: with the status of an unavailable server.
     Answered { unavailable: bool },
-    /// The stream has failed before the response was complete.
+    /// The stream has failed before the caller had a response.
     Failed(Box<FailedCall>),
-    /// The caller was dropped, or its deadline has passed, before the response was complete.
+    /// The caller was dropped, the deadline has passed, or the response is too large.
     Cancelled {
-        /// The deadline has passed, and the server has sent nothing since the request.
+        /// Whether the head of the response was received.
+        answered: bool,
+        /// Whether the deadline has passed, and nothing was received since the request or the last data
+        /// of the response.
         silent: bool,
-        /// The stream, which the server may not have accepted yet. `None` if it was reset.
-        stream: Option<(SendStream<RequestBody>, ResponseFuture)>,
+        /// The stream. `None` if it was reset: its reader still has the body.
+        stream: Option<Unfinished>,
     },
 }
 
@@ -193,19 +197,13 @@ impl Exchange {
     fn cancel(&mut self, now: Instant) -> End {
         let deadline = self.deadline;
         let late = deadline.is_some_and(|deadline| deadline.has_passed_for_caller(now));
+        let silent = late && self.link.unprobed_reads() <= self.reads;
+        let stream = self.stream.take().and_then(Stream::abandon);
+        let response = stream.as_ref().map(|stream| &stream.response);
         End::Cancelled {
-            silent: late && self.link.unprobed_reads() <= self.reads,
-            stream: match self.stream.take() {
-                Some(Stream {
-                    request,
-                    response: Receiving::Head(response),
-                }) => Some((request, response)),
-                Some(mut stream) => {
-                    stream.request.send_reset(Reason::CANCEL);
-                    None
-                }
-                None => None,
-            },
+            answered: !matches!(response, Some(Discarding::Head(_))),
+            silent,
+            stream,
         }
     }
 
@@ -232,8 +230,9 @@ impl Exchange {
                 ..
             })
         );
+        // There is a call: only a streamed response has none, and its reader gets the error.
         let Some(call) = self.call.take() else {
-            return End::Answered { unavailable: true };
+            return End::Answered { unavailable: false };
         };
         End::Failed(Box::new(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
@@ -277,11 +276,20 @@ impl Exchange {
                 let received = ready!(response.poll(cx, &self.link, &mut self.reads))?;
                 Poll::Ready(Ok(self.reply(received)))
             }
-            Receiving::Streamed(end) => {
-                let end = unconstrained(poll_fn(|cx| Pin::new(&mut *end).poll(cx)));
-                Poll::Ready(Ok(match ready!(std::pin::pin!(end).poll(cx)) {
-                    Ok(()) => self.free_stream(false),
-                    Err(_) => self.cancel(Instant::now()),
+            Receiving::Streamed(returned) => {
+                let returned = unconstrained(poll_fn(|cx| Pin::new(&mut *returned).poll(cx)));
+                let body = ready!(pin!(returned).poll(cx));
+                let unfinished = body.ok().filter(|body| !body.is_end_stream());
+                let (Some(body), Some(stream)) = (unfinished, self.stream.take()) else {
+                    return Poll::Ready(Ok(self.free_stream(false)));
+                };
+                Poll::Ready(Ok(End::Cancelled {
+                    answered: true,
+                    silent: false,
+                    stream: Some(Unfinished {
+                        request: stream.request,
+                        response: Discarding::Body(body),
+                    }),
                 }))
             }
         }
@@ -317,7 +325,7 @@ impl Exchange {
     /// Frees the stream after a complete response.
     fn free_stream(&mut self, unavailable: bool) -> End {
         // A server may respond before it has read the request. The rest of the request then waits for
-        // window, and keeps the stream open.
+        // window, and keeps the stream open. Where it is that of another call, the reset does nothing.
         if self.link.unsent.load(Ordering::Relaxed) > 0
             && let Some(stream) = &mut self.stream
         {
@@ -342,6 +350,27 @@ impl Future for Exchange {
             Err(error) => Err(error),
         };
         Poll::Ready(end.unwrap_or_else(|error| this.fail(error)))
+    }
+}
+
+impl Stream {
+    /// Returns the stream, or resets it if its reader still has the body.
+    fn abandon(mut self) -> Option<Unfinished> {
+        let response = match self.response {
+            Receiving::Head(head) => Discarding::Head(head),
+            Receiving::Unary(mut response) => {
+                response.release();
+                Discarding::Body(response.body)
+            }
+            Receiving::Streamed(_) => {
+                self.request.send_reset(Reason::CANCEL);
+                return None;
+            }
+        };
+        Some(Unfinished {
+            request: self.request,
+            response,
+        })
     }
 }
 
@@ -392,7 +421,7 @@ impl UnaryResponse {
         self.unreleased += data.len();
         self.data.push(data);
         Buffered::count(&mut self.buffered, self.data.bytes().len(), &link.budget);
-        if self.unreleased >= STEP && !link.must_withhold() {
+        if self.unreleased >= STEP && !link.check_budget() {
             self.release();
         }
     }

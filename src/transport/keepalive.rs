@@ -20,14 +20,14 @@ pub(crate) struct Keepalive {
     /// The number of reads from the socket, and when it last changed.
     reads: usize,
     read_at: Instant,
-    /// Since when calls wait.
+    /// Since when there are calls on the connection, or queued.
     busy_since: Option<Instant>,
     /// When the last PING was sent, unless a call was answered since.
     last_ping: Option<Instant>,
     /// A PING or a probe that the peer has not acknowledged.
     unacknowledged: Option<Sent>,
-    /// Since when a probe that was sent for another reason is not acknowledged.
-    probe_sent_at: Option<Instant>,
+    /// Since when an acknowledgement of a probe is awaited that was sent for another reason.
+    probe_awaited_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -36,11 +36,17 @@ struct Sent {
     timeout: Duration,
 }
 
+impl Sent {
+    fn ends(&self) -> Option<Instant> {
+        self.at.checked_add(self.timeout)
+    }
+}
+
 /// How long a suspect peer may take to acknowledge a ping.
 const SUSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The minimum time between pings without an answered call between them. Strict servers close the
-/// connection on more, see [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
+/// The minimum time between the last PING and one for a suspect peer, unless a call was answered
+/// between them. Strict servers close the connection on more, see [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
 const PING_INTERVAL: Duration = Duration::from_secs(300);
 
 impl Keepalive {
@@ -60,7 +66,7 @@ impl Keepalive {
             busy_since: None,
             last_ping: None,
             unacknowledged: None,
-            probe_sent_at: None,
+            probe_awaited_since: None,
         }
     }
 
@@ -70,13 +76,13 @@ impl Keepalive {
             self.reads = reads;
             self.read_at = now;
             self.unacknowledged = None;
-            self.probe_sent_at = None;
+            self.probe_awaited_since = None;
         }
     }
 
-    /// Notes that a probe is to be acknowledged.
-    pub(crate) fn probe_sent(&mut self, now: Instant) {
-        self.probe_sent_at = self.probe_sent_at.or(Some(now));
+    /// Notes that the peer has to acknowledge a probe.
+    pub(crate) fn await_probe(&mut self, now: Instant) {
+        self.probe_awaited_since = self.probe_awaited_since.or(Some(now));
     }
 
     /// Notes whether calls wait for the peer.
@@ -127,10 +133,11 @@ impl Keepalive {
             return Err(SUSPECT_TIMEOUT);
         }
         if let Some(sent) = self.unacknowledged {
-            let end = sent.at.checked_add(sent.timeout);
-            return match end.filter(|end| now >= *end) {
-                Some(_) => Err(sent.timeout),
-                None => Ok(()),
+            let has_timed_out = sent.ends().is_some_and(|end| now >= end);
+            return if has_timed_out {
+                Err(sent.timeout)
+            } else {
+                Ok(())
             };
         }
         if self.ping_due().is_some_and(|due| now >= due) {
@@ -146,14 +153,14 @@ impl Keepalive {
     /// Returns when [`check`](Self::check) is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         let due = match self.unacknowledged {
-            Some(sent) => sent.at.checked_add(sent.timeout),
+            Some(sent) => sent.ends(),
             None => self.ping_due(),
         };
         due.into_iter().chain(self.probe_ends()).min()
     }
 
     fn probe_ends(&self) -> Option<Instant> {
-        self.probe_sent_at.map(|at| at + SUSPECT_TIMEOUT)
+        self.probe_awaited_since.map(|at| at + SUSPECT_TIMEOUT)
     }
 
     fn ping_due(&self) -> Option<Instant> {

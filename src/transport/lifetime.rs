@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Decides when a connection is idle, too old, or closed by the client.
+/// Decides when a connection is idle, has its maximum age, or has not closed in time.
 #[derive(Debug)]
 pub(crate) struct Lifetime {
     idle: Duration,
@@ -58,7 +58,8 @@ impl Lifetime {
         self.expires_at.take_if(|at| now >= *at).is_some()
     }
 
-    pub(crate) fn has_closed(&self, now: Instant) -> bool {
+    /// Returns whether HTTP/2 has not closed the connection within the close timeout.
+    pub(crate) fn close_timed_out(&self, now: Instant) -> bool {
         self.closes_at().is_some_and(|at| now >= at)
     }
 

@@ -24,16 +24,16 @@ pub(crate) struct Link {
     pub(crate) probes: AtomicUsize,
     /// Requests that HTTP/2 has not written completely.
     pub(crate) unsent: AtomicUsize,
-    /// Whether flow-control window was withheld from the server, because the budget was exceeded.
+    /// Whether something is withheld because the budget was exceeded.
     pub(crate) withholds: AtomicBool,
     /// The keepalive timeout that ended the connection, if one did.
     pub(crate) timed_out: OnceLock<Duration>,
 }
 
 impl Link {
-    /// Returns whether the budget is exceeded. If so, the caller has to withhold window, and the
-    /// connection's task checks the budget again later.
-    pub(crate) fn must_withhold(&self) -> bool {
+    /// Returns whether the budget is exceeded. If so, the caller has to withhold window or requests, and
+    /// the connection's task checks the budget again later.
+    pub(crate) fn check_budget(&self) -> bool {
         let exceeded = self.budget.is_exceeded();
         if exceeded {
             self.withholds.store(true, Ordering::Relaxed);
@@ -41,8 +41,8 @@ impl Link {
         exceeded
     }
 
-    /// Returns the number of reads, less one for each probe. If it has not grown since a request was
-    /// sent, nothing has been received but acknowledgements, if that.
+    /// Returns the number of reads minus the number of probes. If it has not grown since a request was
+    /// sent, most likely nothing but acknowledgements was received. An error costs one ping.
     pub(crate) fn unprobed_reads(&self) -> isize {
         let probes = self.probes.load(Ordering::Relaxed);
         self.io.reads() as isize - probes as isize

@@ -45,7 +45,7 @@ pub(crate) async fn connect_first(
     runtime: runtime::Handle,
 ) -> Result<(), Status> {
     let opened = pool.connector.connect().await?;
-    let attempt = pool.attempt_on(runtime);
+    let attempt = pool.register_attempt(runtime);
     if let Some(connection) = Connection::new(opened, pool, &attempt.handle) {
         attempt.runtime.spawn(connection);
     }

@@ -56,7 +56,8 @@ pub(crate) struct PoolConfig {
 /// [`take`](Self::take), which is also how it reports its [`Load`]; any connection may take any
 /// call. What is assigned to a connection that does not report within 100 ms is assigned to another.
 ///
-/// Nothing is woken, replied to or dropped while the lock is held.
+/// While the lock is held, no waker is called or dropped, and no call or status: each of these may run
+/// code of a user, which may use the pool.
 #[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) connector: Arc<Connector>,
@@ -86,16 +87,16 @@ pub(crate) struct Pushed {
     pub(crate) number: u64,
     /// Whether another connection has to be opened.
     pub(crate) needs_connection: bool,
-    /// Whether a connection will take the call as soon as the caller's runtime polls its task.
+    /// Whether the call is assigned to a connection on the caller's runtime, which most likely takes it.
     pub(crate) is_assigned: bool,
 }
 
 /// What a connection gets when it takes calls.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// How many calls are still queued.
+    /// How many calls are still queued; 0 if `removed`.
     pub(crate) queued: usize,
-    /// Whether they have to be assigned to other connections.
+    /// Whether calls have to be assigned to other connections.
     pub(crate) unassigned: bool,
     /// Since when the peer should have sent something.
     pub(crate) suspect_since: Option<Instant>,
@@ -154,8 +155,8 @@ impl Pool {
         (state.connections.len(), state.queue.len())
     }
 
-    /// Returns how many streams the open connections have. Before the first is open, that is the least
-    /// that there will be.
+    /// Returns how many streams the open connections allow. While none is open, each that may be opened
+    /// counts as one stream.
     pub(crate) fn capacity(&self) -> usize {
         let state = self.lock();
         if state.connections.is_empty() {
@@ -171,11 +172,11 @@ impl Pool {
         registration: &mut Option<u64>,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        if !self.queue_full.get() {
+        if !self.queue_full.get() && registration.is_none() {
             return Poll::Ready(());
         }
-        let (ready, replaced) = self.lock().readiness.poll(registration, cx);
-        drop(replaced);
+        let (ready, unused) = self.lock().readiness.poll(registration, cx);
+        drop(unused);
         ready
     }
 
@@ -210,17 +211,12 @@ impl Pool {
             && state.connections.are_all_on(caller);
         drop(state);
         deferred.run(now);
-        match number {
-            Ok(number) => Ok(Pushed {
-                number,
-                needs_connection,
-                is_assigned,
-            }),
-            Err(call) => {
-                drop(call);
-                Err(queue_full(self.config.max_queued_calls))
-            }
-        }
+        let number = number.map_err(|_| queue_full(self.config.max_queued_calls))?;
+        Ok(Pushed {
+            number,
+            needs_connection,
+            is_assigned,
+        })
     }
 
     /// Removes a call whose caller was dropped. A connection may have taken it already.
@@ -296,10 +292,13 @@ impl Pool {
                 ..Taken::default()
             };
         };
-        connection.report(load, now);
+        if connection.report(load, now) {
+            state.attempts.answered();
+        }
         if (load.answered || load.failures > 0)
             && let Some(failing) = state.connections.remove_failing()
         {
+            // Its task, which may be the one that reports, learns of it from its next report.
             state.attempts.connection_closed(&failing, false, now);
             failing.handle.request_take();
             drop(guard);
@@ -328,11 +327,6 @@ impl Pool {
         taken
     }
 
-    /// Notes that a connection has answered its first call. It may have been removed already.
-    pub(crate) fn answered(&self) {
-        self.lock().attempts.answered();
-    }
-
     /// Puts back a call that the server certainly did not process.
     pub(crate) fn put_back(&self, call: PendingCall) {
         let avoid = call.avoid;
@@ -357,26 +351,29 @@ impl Pool {
         state.attempts.start(starts_at)
     }
 
-    /// Starts an attempt on this runtime, whether or not a connection is needed.
-    pub(crate) fn attempt_on(&self, runtime: runtime::Handle) -> Attempt {
+    /// Registers an attempt that was made on this runtime, whether or not a connection is needed.
+    pub(crate) fn register_attempt(&self, runtime: runtime::Handle) -> Attempt {
         self.lock().attempts.start_on(runtime, Instant::now())
     }
 
     /// Adds a connection that is open. Returns by which factor its keepalive interval is longer than
     /// the setting; `None` if the attempt was given up.
     pub(crate) fn opened(&self, handle: &Arc<ConnectionHandle>, max_streams: usize) -> Option<u32> {
-        trace::connected(&self.connector.authority);
         let mut state = self.lock();
         state.attempts.end(handle)?;
-        state.attempts.succeeded();
+        let failure = state.attempts.succeeded();
         state.expected_streams = max_streams.max(1);
         let handle = handle.clone();
         state.connections.add(handle, max_streams, Instant::now());
-        Some(1 << state.complaints)
+        let factor = 1 << state.complaints;
+        drop(state);
+        drop(failure);
+        trace::connected(&self.connector.authority);
+        Some(factor)
     }
 
-    /// Notes that a connection could not be opened. Ends all queued calls, unless there is another
-    /// connection that may take them.
+    /// Notes that a connection could not be opened. Ends all queued calls, unless another connection or
+    /// attempt may still serve them.
     pub(crate) fn not_opened(&self, handle: &ConnectionHandle, failure: &Status) {
         let now = Instant::now();
         trace::not_connected(&self.connector.authority, failure);
@@ -384,7 +381,7 @@ impl Pool {
         let Some(started_at) = state.attempts.end(handle) else {
             return; // it was given up
         };
-        state.attempts.failed(started_at, failure, now);
+        let replaced = state.attempts.failed(started_at, failure, now);
         let is_none_left = state.connections.running().next().is_none();
         let failed = (is_none_left && state.attempts.is_empty()).then(|| state.queue.take_all());
         let deferred = Deferred {
@@ -392,6 +389,7 @@ impl Pool {
             ..Deferred::default()
         };
         drop(state);
+        drop(replaced);
         for call in failed.into_iter().flatten() {
             call.reply(Err(failure.clone()));
         }
@@ -406,17 +404,26 @@ impl Pool {
         }
     }
 
-    /// Removes a connection that takes no more calls.
+    /// Removes a connection that the server closes, or that has failed.
     pub(crate) fn remove(&self, handle: &ConnectionHandle, load: Load) {
         let now = Instant::now();
         let mut state = self.lock();
         let Some(mut connection) = state.connections.remove(handle) else {
             return;
         };
-        connection.report(load, now);
+        if connection.report(load, now) {
+            state.attempts.answered();
+        }
         let was_last = state.connections.is_empty();
         state.attempts.connection_closed(&connection, was_last, now);
         drop(state);
+        self.assign_all(None);
+    }
+
+    /// Removes a connection that the client closes.
+    pub(crate) fn retire(&self, handle: &ConnectionHandle) {
+        let removed = self.lock().connections.remove(handle);
+        drop(removed);
         self.assign_all(None);
     }
 
@@ -426,12 +433,15 @@ impl Pool {
         self.remove(handle, load);
     }
 
-    /// Removes an idle connection, if there is another that takes calls.
+    /// Removes an idle connection if there are more than `min_connections`, another allows streams, and
+    /// no call is assigned to it. Returns whether it was removed.
     pub(crate) fn remove_idle(&self, handle: &ConnectionHandle) -> bool {
         let mut state = self.lock();
         let is_surplus = state.connections.len() > self.config.min_connections
             && state.connections.has_other_than(handle);
-        is_surplus && state.connections.remove(handle).is_some()
+        let connection = state.connections.get_mut(handle);
+        let is_idle = connection.is_some_and(|connection| !connection.is_woken());
+        is_surplus && is_idle && state.connections.remove(handle).is_some()
     }
 
     /// Doubles the keepalive interval of later connections, see
@@ -447,7 +457,7 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Lets the connections close.
+    /// Wakes the tasks of the connections, which close them now that the pool has gone.
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let connections = state.connections.iter().map(|c| &c.handle);
@@ -498,8 +508,8 @@ impl State {
         }
         let spare: usize = self.connections.running().map(|c| c.spare()).sum();
         let is_needed = self.queue.len() > spare + opening * self.expected_streams;
-        // The number of connections can triple at a time. After a failure there is one attempt at a
-        // time.
+        // The number of connections can at most triple at a time. During backoff there is one attempt at
+        // a time, except for the minimum.
         let max_opening = if earliest > now { 1 } else { 2 * open };
         (is_needed && opening < max_opening).then_some(earliest)
     }

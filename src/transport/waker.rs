@@ -99,8 +99,8 @@ impl Wake for ConnectionHandle {
 
 /// Wakes the task of a connection for its exchanges.
 ///
-/// It has a flag of its own, so that a task which was woken by an exchange need not poll HTTP/2 once
-/// more. The order of its accesses is that of [`ConnectionHandle`].
+/// It has a separate flag: exchanges that are woken while HTTP/2 is polled are polled in the same round,
+/// and so cause no further round. The order of its accesses is that of [`ConnectionHandle`].
 #[derive(Debug)]
 pub(crate) struct ExchangeWaker {
     handle: Arc<ConnectionHandle>,

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::Stage;
@@ -175,24 +175,54 @@ impl<T: Io> Peer<T> {
     /// dropped and called again.
     pub(crate) async fn next(&mut self) -> io::Result<Frame> {
         loop {
-            let Some(frame) = self.buffered() else {
-                if self.io.read_buf(&mut self.buffer).await? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                continue;
-            };
-            match (frame.kind, frame.flags & ACK) {
-                (SETTINGS, 0) if self.pongs => self.frame(SETTINGS, ACK, 0, &[]).await?,
-                (SETTINGS, _) => {}
-                (PING, 0) => {
-                    self.pings += 1;
-                    if self.pongs {
-                        self.frame(PING, ACK, 0, &frame.payload).await?;
-                    }
-                }
-                _ => return Ok(frame),
+            match self.buffered() {
+                Some(frame) => match self.acknowledge(frame).await? {
+                    Some(frame) => return Ok(frame),
+                    None => continue,
+                },
+                None => self.read().await?,
             }
         }
+    }
+
+    /// Reads the next frame; `None` if there is none until this instant.
+    pub(crate) async fn next_until(&mut self, end: Instant) -> io::Result<Option<Frame>> {
+        loop {
+            match self.buffered() {
+                Some(frame) => match self.acknowledge(frame).await? {
+                    Some(frame) => return Ok(Some(frame)),
+                    None => continue,
+                },
+                // Nothing is lost if the read is cancelled.
+                None => match timeout_at(end, self.read()).await {
+                    Ok(read) => read?,
+                    Err(_) => return Ok(None),
+                },
+            }
+        }
+    }
+
+    async fn read(&mut self) -> io::Result<()> {
+        match self.io.read_buf(&mut self.buffer).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Acknowledges pings and settings; returns any other frame.
+    async fn acknowledge(&mut self, frame: Frame) -> io::Result<Option<Frame>> {
+        match (frame.kind, frame.flags & ACK) {
+            (SETTINGS, 0) if self.pongs => self.frame(SETTINGS, ACK, 0, &[]).await?,
+            (SETTINGS, _) => {}
+            (PING, 0) => {
+                self.pings += 1;
+                if self.pongs {
+                    self.frame(PING, ACK, 0, &frame.payload).await?;
+                }
+            }
+            _ => return Ok(Some(frame)),
+        }
+        Ok(None)
     }
 
     /// Reads up to the end of a request; returns its stream.

@@ -64,7 +64,7 @@ impl Attempts {
         self.next_at.map_or(now, |at| at.max(now))
     }
 
-    /// Starts an attempt on the pool's runtime. The first caller's becomes the pool's.
+    /// Starts an attempt on the pool's runtime. If there is none, the current one becomes the pool's.
     pub(crate) fn start(&mut self, starts_at: Instant) -> Option<Attempt> {
         let runtime = self.runtime.clone();
         let runtime = runtime.or_else(|| runtime::Handle::try_current().ok())?;
@@ -92,18 +92,25 @@ impl Attempts {
     }
 
     /// Notes that a connection was opened.
-    pub(crate) fn succeeded(&mut self) {
+    /// Returns the last failure, which is to be dropped without the pool's lock.
+    pub(crate) fn succeeded(&mut self) -> impl Sized + use<> {
         self.next_at = None;
-        self.last_failure = None;
+        self.last_failure.take()
     }
 
-    /// Notes that an attempt failed.
-    pub(crate) fn failed(&mut self, started_at: Instant, failure: &Status, now: Instant) {
+    /// Notes that an attempt failed. Returns the failure before, which is to be dropped without the pool's
+    /// lock.
+    pub(crate) fn failed(
+        &mut self,
+        started_at: Instant,
+        failure: &Status,
+        now: Instant,
+    ) -> impl Sized + use<> {
         if self.count_failure(started_at, now) {
             let delay = BACKOFF.delay(self.failures - 1, fastrand::f64());
             self.next_at = Some(now + delay);
         }
-        self.last_failure = Some((failure.clone(), now));
+        self.last_failure.replace((failure.clone(), now))
     }
 
     /// Notes that a connection has answered its first call.
@@ -112,8 +119,9 @@ impl Attempts {
         self.next_at = None;
     }
 
-    /// Notes the end of a connection. One that never answered a call counts as a failed attempt. After
-    /// the last one that has, there is no backoff.
+    /// Notes that the server has closed a connection, or that it has failed. If there were calls and it
+    /// never answered one, it counts as a failed attempt. If it was the last and has answered, there is
+    /// no backoff.
     pub(crate) fn connection_closed(
         &mut self,
         connection: &PooledConnection,
@@ -131,7 +139,7 @@ impl Attempts {
             }
         } else if connection.has_answered && was_last {
             self.failures = 0;
-            self.succeeded();
+            self.next_at = None;
         }
     }
 
@@ -146,7 +154,7 @@ impl Attempts {
         self.attempts.len() < before
     }
 
-    /// Notes that the pool's runtime has ended, or is stalled. The next caller's takes its place.
+    /// Notes that the pool's runtime has ended, or is stalled. That of the next attempt takes its place.
     pub(crate) fn forget_runtime(&mut self) {
         self.runtime = None;
     }

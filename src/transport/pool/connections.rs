@@ -21,16 +21,16 @@ pub(crate) struct PooledConnection {
     assigned: usize,
     /// When its task was woken, until it reports.
     woken_at: Option<Instant>,
-    /// When it was noticed that it does not report.
-    overdue_since: Option<Instant>,
+    /// When it was noticed that its runtime may be stalled.
+    maybe_stalled_since: Option<Instant>,
     /// Whether its runtime is stalled. It does not count until it reports.
     stalled: bool,
     /// Whether its task knows that calls are queued for which there is no stream.
     knows_of_queue: bool,
     last_answer: Option<Instant>,
     failing_since: Option<Instant>,
-    /// When a call was queued whose deadline has passed although the server allows no streams. The
-    /// task has to check whether anything was received since.
+    /// When a call was queued whose deadline passed while the stream limit was 0. The task has to check
+    /// whether anything was received since.
     suspect_since: Option<Instant>,
 }
 
@@ -56,7 +56,8 @@ pub(crate) struct Load {
 /// How long a task that was woken may take to report before another connection is chosen.
 const OVERDUE: Duration = Duration::from_millis(100);
 
-/// How long it may take before its runtime counts as stalled.
+/// How long it may take before its runtime may be stalled. A second check, later by [`OVERDUE`],
+/// confirms that.
 const STALLED: Duration = Duration::from_millis(400);
 
 /// How many calls have to fail in a row on a connection before others are preferred. It is replaced
@@ -123,8 +124,8 @@ impl Connections {
         others.any(|other| other.load.max_streams > 0)
     }
 
-    /// Returns whether every connection is driven by this runtime. If it stalls, so do its callers, which
-    /// then need not watch for that.
+    /// Returns whether every connection is driven by this runtime. Callers on it stall with it, so that
+    /// they need not check for that.
     pub(crate) fn are_all_on(&self, runtime: runtime::Id) -> bool {
         self.iter()
             .all(|connection| connection.handle.runtime() == runtime)
@@ -136,8 +137,8 @@ impl Connections {
         others.any(|other| other.is_available(now))
     }
 
-    /// Returns whether the stream limit of all connections is 0. The server means the client by that,
-    /// not the connection.
+    /// Returns whether the stream limit of all connections is 0. The server then limits this client, and
+    /// another connection would not help.
     pub(crate) fn no_streams_allowed(&self) -> bool {
         !self.is_empty()
             && self
@@ -173,8 +174,9 @@ impl Connections {
         None
     }
 
-    /// Chooses the least loaded among as many of the oldest connections as the load needs. The others
-    /// get no calls, and so become idle.
+    /// Chooses the least loaded of the oldest connections that suffice for the load at 80 % of their
+    /// streams, which leaves room for a burst. The others are used only if none of these is available
+    /// and healthy, and so become idle.
     fn choose(&self, queued: usize, avoid: Option<u64>, now: Instant) -> Option<usize> {
         let in_use = self.iter().map(|connection| connection.load.streams);
         let needed = in_use.sum::<usize>() + queued;
@@ -200,8 +202,8 @@ impl Connections {
         let mut stalled = false;
         for connection in &mut self.0 {
             let overdue = connection.woken_at.is_some_and(|at| now >= at + STALLED);
-            match connection.overdue_since {
-                None if overdue => connection.overdue_since = Some(now),
+            match connection.maybe_stalled_since {
+                None if overdue => connection.maybe_stalled_since = Some(now),
                 // Twice: a thread that was blocked may just be about to run it.
                 Some(since) if overdue && now >= since + OVERDUE => {
                     stalled |= !mem::replace(&mut connection.stalled, true);
@@ -238,7 +240,7 @@ impl PooledConnection {
             has_answered: false,
             assigned: 0,
             woken_at: None,
-            overdue_since: None,
+            maybe_stalled_since: None,
             stalled: false,
             knows_of_queue: false,
             last_answer: None,
@@ -247,21 +249,23 @@ impl PooledConnection {
         }
     }
 
-    /// Stores a report.
-    pub(crate) fn report(&mut self, load: Load, now: Instant) {
+    /// Stores a report. Returns whether the connection has answered its first call.
+    pub(crate) fn report(&mut self, load: Load, now: Instant) -> bool {
         self.load = load;
         self.assigned = 0;
         self.woken_at = None;
-        self.overdue_since = None;
+        self.maybe_stalled_since = None;
         self.stalled = false;
-        if load.answered {
-            self.has_answered = true;
-            self.last_answer = Some(now);
-        }
         self.failing_since = match load.failures {
             0 => None,
+            // Its own answer came before the failures.
+            _ if load.answered => Some(now),
             _ => self.failing_since.or(Some(now)),
         };
+        if load.answered {
+            self.last_answer = Some(now);
+        }
+        load.answered && !mem::replace(&mut self.has_answered, true)
     }
 
     /// Notes that it took so many calls, and how many are left. Returns since when its peer is suspect.
@@ -286,6 +290,11 @@ impl PooledConnection {
         self.load.room > self.assigned && !self.is_overdue(now)
     }
 
+    /// Returns whether the task was woken and has not reported yet.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken_at.is_some()
+    }
+
     fn is_failing(&self) -> bool {
         self.load.failures >= FAILING
     }
@@ -302,5 +311,41 @@ impl PooledConnection {
         self.woken_at = Some(now);
         self.handle.request_take();
         Some(self.handle.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_replaced_once_another_has_answered() {
+        let runtime = runtime::Handle::current().id();
+        let now = Instant::now();
+        let mut connections = Connections::default();
+        let handles = [0, 1].map(|id| ConnectionHandle::new(id, runtime));
+        for handle in &handles {
+            connections.add(handle.clone(), 100, now);
+        }
+        let mut report = |id: usize, answered, failures, millis| {
+            let load = Load {
+                max_streams: 100,
+                room: 100,
+                answered,
+                failures,
+                ..Load::default()
+            };
+            let now = now + Duration::from_millis(millis);
+            let connection = connections.get_mut(&handles[id]);
+            connection.expect("it is there").report(load, now);
+            connections
+                .remove_failing()
+                .map(|removed| removed.handle.id)
+        };
+        assert_eq!(report(0, false, 1, 1), None);
+        // Its own answer, before it failed again.
+        assert_eq!(report(0, true, FAILING, 2), None);
+        assert_eq!(report(0, false, FAILING + 1, 3), None);
+        assert_eq!(report(1, true, 0, 4), Some(0));
     }
 }

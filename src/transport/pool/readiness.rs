@@ -12,9 +12,9 @@ use std::{
 
 /// Whether the queue accepts calls, and who waits for that.
 ///
-/// A queue that was full accepts calls again once an eighth of it is free. Then as many callers are
-/// woken as there is room for, in the order in which they came. One whose future was not polled since
-/// keeps its place, so that nobody overtakes it.
+/// After the queue was full, callers wait until an eighth of it is free. Then as many are woken as there
+/// is room for, in the order in which they registered. A caller that is woken and finds the queue full
+/// again keeps its place.
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
     full: QueueFull,
@@ -44,7 +44,7 @@ impl Readiness {
         self.full.0.store(true, Ordering::Release);
     }
 
-    /// Waits until the queue is not full. Returns also a waker that is to be dropped without the
+    /// Polls whether the queue accepts calls. Returns also a waker that is to be dropped without the
     /// pool's lock.
     pub(crate) fn poll(
         &mut self,
@@ -52,7 +52,8 @@ impl Readiness {
         cx: &mut Context<'_>,
     ) -> (Poll<()>, Option<Waker>) {
         if !self.full.get() {
-            return (Poll::Ready(()), None);
+            let unused = registration.take().and_then(|r| self.unregister(r));
+            return (Poll::Ready(()), unused);
         }
         let registration = *registration.get_or_insert_with(|| {
             self.next += 1;
