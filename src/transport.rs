@@ -14,6 +14,7 @@ mod lifetime;
 mod link;
 mod opening;
 mod pool;
+mod unary;
 mod waker;
 
 use std::{

@@ -1,5 +1,7 @@
 //! The task of a connection: it takes calls from the pool, and drives HTTP/2.
 
+mod timeouts;
+
 use std::{
     mem,
     pin::Pin,
@@ -10,17 +12,14 @@ use std::{
 
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::{Reason, client::SendRequest};
-use tokio::{
-    task::unconstrained,
-    time::{Instant, Sleep, sleep_until},
-};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
 use super::{
     abandoned::AbandonedStreams,
     body::RequestBody,
     call::PendingCall,
-    connector::{Http2, Opened, WINDOW},
+    connector::{Http2, Opened},
     exchange::{End, Exchange, FailedCall, NotStarted},
     keepalive::Keepalive,
     lifetime::Lifetime,
@@ -90,9 +89,6 @@ const BATCH: usize = 64;
 
 /// How often the task tries to take calls while calls are queued.
 const TAKE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often the budget for responses is checked while it is exceeded.
-const BUDGET_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Connection {
     /// Creates the future that drives an open connection; `None` if the pool does not want it any more.
@@ -380,142 +376,6 @@ impl Connection {
             Some(sender) => sender.poll_ready(&mut cx),
             None => Poll::Pending,
         }
-    }
-
-    /// Does what is due at this time. Returns whether the connection has to end.
-    fn handle_timeouts(&mut self, now: Instant) -> bool {
-        let is_due = |due: Option<Instant>| due.is_some_and(|due| now >= due);
-        if is_due(self.deadline) {
-            self.expire(now);
-        }
-        if let Err(timeout) = self.keepalive.check(now) {
-            let _ = self.link.timed_out.set(timeout);
-            return true;
-        }
-        if is_due(self.take_at) {
-            self.take_at = None;
-            self.handle.request_take();
-        }
-        if is_due(self.abandoned.due()) {
-            self.reset_abandoned(now);
-        }
-        if is_due(self.check_budget_at) {
-            self.release_window();
-        }
-        self.update_timeouts(now);
-        if self.lifetime.take_expired(now) {
-            self.retire();
-        }
-        if self.lifetime.is_idle(now) && self.sender.is_some() {
-            // The pool may refuse, and then the idle timeout starts again.
-            self.lifetime.keep(now);
-            let pool = self.pool.upgrade();
-            if pool.is_some_and(|pool| pool.remove_idle(&self.handle)) {
-                self.sender = None;
-            }
-        }
-        self.lifetime.close_timed_out(now)
-    }
-
-    fn update_timeouts(&mut self, now: Instant) {
-        let has_calls = !self.exchanges.is_empty();
-        self.lifetime.update(has_calls, self.sender.is_some(), now);
-        self.keepalive.set_busy(has_calls || self.calls_queued, now);
-    }
-
-    /// Ends the exchanges whose deadline has passed. Their callers, which would have ended them, are
-    /// not polled.
-    fn expire(&mut self, now: Instant) {
-        let has_passed = |exchange: &Exchange| exchange.deadline().is_some_and(|at| at <= now);
-        if self.exchanges.iter().any(has_passed) {
-            for mut exchange in mem::take(&mut self.exchanges) {
-                if has_passed(&exchange) {
-                    let end = exchange.expire(now);
-                    self.exchange_ended(end, now);
-                } else {
-                    self.exchanges.push(exchange.reset_waker());
-                }
-            }
-        }
-        let deadlines = self.exchanges.iter().map(Exchange::deadline);
-        self.deadline = deadlines.fold(None, earlier);
-    }
-
-    fn suspect(&mut self, now: Instant) {
-        if self.keepalive.suspect(now) {
-            self.send_probe();
-        }
-    }
-
-    /// Sends SETTINGS that change nothing. The peer has to acknowledge them, and strict servers do not
-    /// count them as PINGs. Returns whether they were sent: not while the previous ones are
-    /// unacknowledged.
-    fn send_probe(&mut self) -> bool {
-        let http2 = self.http2.as_mut();
-        let sent = http2.is_some_and(|http2| http2.set_initial_window_size(WINDOW).is_ok());
-        if sent {
-            self.link.probes.fetch_add(1, Ordering::Relaxed);
-            self.has_frames = true;
-        }
-        sent
-    }
-
-    fn reset_abandoned(&mut self, now: Instant) {
-        if !self.link.io.is_write_blocked() {
-            // Before the acknowledgement is noted: streams are reset one interval after it.
-            self.abandoned.reset(now);
-            if self.abandoned.need_probe() {
-                let probes = self.link.probes.load(Ordering::Relaxed);
-                // It can only be sent once all those before it were acknowledged.
-                if self.send_probe() {
-                    self.abandoned.acknowledge(probes);
-                }
-                self.keepalive.await_probe(now);
-            }
-            if self.calls_queued && self.abandoned.are_exhausted(self.stream_limit(), now) {
-                self.retire();
-            }
-        }
-        self.abandoned.postpone(now);
-    }
-
-    /// Releases withheld window: that of all exchanges, or of the oldest while the budget is exceeded.
-    fn release_window(&mut self) {
-        self.check_budget_at = None;
-        if !self.link.check_budget() {
-            return self.exchanges.iter_mut().for_each(Exchange::release);
-        }
-        let withheld = self.exchanges.iter_mut().filter(|e| e.is_withheld());
-        if let Some(oldest) = withheld.min_by_key(|exchange| exchange.number()) {
-            oldest.release();
-        }
-    }
-
-    /// Sets the timer to the next instant at which something is due.
-    fn set_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
-        if self.link.withholds.swap(false, Ordering::Relaxed) {
-            let next = now + BUDGET_INTERVAL;
-            self.check_budget_at = self.check_budget_at.or(Some(next));
-        }
-        self.update_timeouts(now);
-        let due = [
-            self.deadline,
-            self.keepalive.due(),
-            self.lifetime.due(),
-            self.take_at,
-            self.check_budget_at,
-            self.abandoned.due(),
-        ];
-        let Some(due) = due.into_iter().fold(None, earlier) else {
-            return Poll::Pending;
-        };
-        // A reset of the timer costs more than a wake-up that comes too early.
-        let set = self.timer.deadline();
-        if set > due || set <= now {
-            self.timer.as_mut().reset(due);
-            return Pin::new(&mut unconstrained(self.timer.as_mut())).poll(cx);
-        }
-        Poll::Pending
     }
 
     /// Closes a good connection once its calls have ended. It takes no more.

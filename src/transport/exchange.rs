@@ -2,27 +2,25 @@
 
 use std::{
     future::poll_fn,
-    mem,
     pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
 use h2::{
     Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
-use http::{HeaderMap, Response};
+use http::Response;
 use tokio::{sync::oneshot, task::unconstrained, time::Instant};
 use tonic::{Code, Status};
 
 use super::{
     abandoned::{Discarding, Unfinished},
-    body::{Chunks, RequestBody, ResponseBody},
-    budget::Buffered,
+    body::{RequestBody, ResponseBody},
     call::{PendingCall, UNANSWERED},
     link::Link,
+    unary::{Received, UnaryResponse},
 };
 use crate::deadline::Deadline;
 
@@ -62,18 +60,6 @@ enum Receiving {
     Unary(UnaryResponse),
     /// The body, which the reader of a streamed response returns.
     Streamed(oneshot::Receiver<RecvStream>),
-}
-
-struct UnaryResponse {
-    head: Response<()>,
-    body: RecvStream,
-    /// The largest message that the caller accepts, in bytes.
-    limit: usize,
-    data: Chunks,
-    data_ended: bool,
-    /// Bytes whose flow-control window was not released yet.
-    unreleased: usize,
-    buffered: Option<Buffered>,
 }
 
 /// How an exchange ended.
@@ -172,7 +158,7 @@ impl Exchange {
             Some(Stream {
                 response: Receiving::Unary(response),
                 ..
-            }) => response.unreleased > 0,
+            }) => response.is_withheld(),
             _ => false,
         }
     }
@@ -301,11 +287,9 @@ impl Exchange {
         let (Some(call), Some(Receiving::Unary(response))) = (self.call.take(), stream) else {
             return self.cancel(Instant::now());
         };
-        let head = mem::take(&mut response.head);
-        let data = mem::take(&mut response.data).join();
+        let (head, data, buffered) = response.take();
         // A response with a message is not that of an unavailable server.
         let unavailable = data.is_empty() && says_unavailable(&head);
-        let buffered = response.buffered.take();
         let reply = |trailers| {
             let body = ResponseBody::whole(data, trailers, buffered);
             call.reply(Ok(head.map(|()| body)));
@@ -358,10 +342,7 @@ impl Stream {
     fn abandon(mut self) -> Option<Unfinished> {
         let response = match self.response {
             Receiving::Head(head) => Discarding::Head(head),
-            Receiving::Unary(mut response) => {
-                response.release();
-                Discarding::Body(response.body)
-            }
+            Receiving::Unary(response) => Discarding::Body(response.into_body()),
             Receiving::Streamed(_) => {
                 self.request.send_reset(Reason::CANCEL);
                 return None;
@@ -373,77 +354,6 @@ impl Stream {
         })
     }
 }
-
-/// How far a unary response was received.
-enum Received {
-    Complete(Option<HeaderMap>),
-    /// The message is larger than the caller accepts. The data received shows that.
-    TooLarge,
-}
-
-impl UnaryResponse {
-    fn new(head: Response<()>, body: RecvStream, limit: usize) -> Self {
-        Self {
-            head,
-            body,
-            limit,
-            data: Chunks::default(),
-            data_ended: false,
-            unreleased: 0,
-            buffered: None,
-        }
-    }
-
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        link: &Link,
-        reads: &mut isize,
-    ) -> Poll<Result<Received, h2::Error>> {
-        while !self.data_ended {
-            let Some(data) = ready!(self.body.poll_data(cx)) else {
-                self.data_ended = true;
-                break;
-            };
-            *reads = link.unprobed_reads();
-            self.push(data?, link);
-            if self.is_too_large() {
-                return Poll::Ready(Ok(Received::TooLarge));
-            }
-        }
-        self.body.poll_trailers(cx).map_ok(Received::Complete)
-    }
-
-    fn push(&mut self, data: Bytes, link: &Link) {
-        /// HTTP/2 sends a window update only once half of the window is used. To release less at a
-        /// time saves nothing but costs a lock.
-        const STEP: usize = 64 << 10;
-        self.unreleased += data.len();
-        self.data.push(data);
-        Buffered::count(&mut self.buffered, self.data.bytes().len(), &link.budget);
-        if self.unreleased >= STEP && !link.check_budget() {
-            self.release();
-        }
-    }
-
-    fn release(&mut self) {
-        let bytes = mem::take(&mut self.unreleased);
-        // An error says that the stream has ended.
-        let _ = self.body.flow_control().release_capacity(bytes);
-    }
-
-    fn is_too_large(&self) -> bool {
-        let data = self.data.bytes();
-        let declared = match data.first_chunk::<PREFIX>() {
-            Some([_flag, length @ ..]) => u32::from_be_bytes(*length) as usize,
-            None => 0,
-        };
-        declared > self.limit || data.len() > self.limit.saturating_add(PREFIX)
-    }
-}
-
-/// The flag and the length before a gRPC message, in bytes.
-const PREFIX: usize = 5;
 
 /// Whether the server says that it did not process the call: it refused the stream, or it goes away
 /// and the stream is above the last one that it still serves.
