@@ -321,7 +321,6 @@ impl Shared {
             number: pushed.number,
             response,
             deadline,
-            queued_at,
             timer: due.map(|due| Box::pin(sleep_until(due))),
             has_ended: false,
         };
@@ -361,7 +360,6 @@ struct WaitingCall {
     number: u64,
     response: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
-    queued_at: Instant,
     /// The time of the next [`check`](Self::check), if one is needed.
     timer: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
@@ -373,15 +371,12 @@ impl WaitingCall {
             self.has_ended = true;
             return Poll::Ready(result.unwrap_or_else(|_| Err(self.shared.runtime_ended())));
         }
-        while let Some(mut timer) = self.timer.take() {
-            if timer.as_mut().poll(cx).is_pending() {
-                self.timer = Some(timer);
-                break;
-            }
-            self.timer = self.check(Instant::now())?.map(|next| {
+        while let Some(timer) = &mut self.timer {
+            ready!(timer.as_mut().poll(cx));
+            let next = self.check(Instant::now())?;
+            if let Some(timer) = &mut self.timer {
                 timer.as_mut().reset(next);
-                timer
-            });
+            }
         }
         Poll::Pending
     }
@@ -392,25 +387,28 @@ impl WaitingCall {
     ///
     /// - `DEADLINE_EXCEEDED`: the deadline has passed.
     /// - `UNAVAILABLE`: the call has no deadline, and was queued for too long.
-    fn check(&mut self, now: Instant) -> Result<Option<Instant>, Status> {
+    fn check(&self, now: Instant) -> Result<Instant, Status> {
         let pool = &self.shared.pool;
-        let is_queued = pool.check_queued(self.number);
+        let queued_at = pool.check_queued(self.number);
         if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed(now)) {
-            let reason = if is_queued { QUEUED } else { UNANSWERED };
+            let reason = queued_at.map_or(UNANSWERED, |_| QUEUED);
             return Err(deadline.exceeded(reason));
         }
-        if is_queued {
+        if let Some(queued_at) = queued_at {
             pool.open_if_needed();
-            if self.deadline.is_none() && now >= self.queued_at + QUEUE_TIMEOUT {
+            if self.deadline.is_none() && now >= queued_at + QUEUE_TIMEOUT {
                 return Err(local(
                     Code::Unavailable,
                     format!("no connection had a free stream within {QUEUE_TIMEOUT:?}"),
                 ));
             }
         }
-        let next = is_queued.then_some(now + CHECK_INTERVAL);
-        let deadline = self.deadline.map(|deadline| deadline.at());
-        Ok(next.into_iter().chain(deadline).min())
+        let expiry = self.deadline.map(|deadline| deadline.at());
+        Ok(match queued_at {
+            Some(_) => (now + CHECK_INTERVAL).min(expiry.unwrap_or(now + CHECK_INTERVAL)),
+            // It may be put back, and then nothing else would end it.
+            None => expiry.unwrap_or(now + QUEUE_TIMEOUT),
+        })
     }
 }
 

@@ -392,6 +392,7 @@ async fn resets_are_limited_also_after_the_response_has_begun() {
         calls.load(Ordering::SeqCst) == 1_200
     })
     .await;
+    let begin = Instant::now();
     callers.shutdown().await;
     calls.store(0, Ordering::SeqCst);
     until("the resets were counted", || {
@@ -399,8 +400,11 @@ async fn resets_are_limited_also_after_the_response_has_begun() {
     })
     .await;
     let resets = calls.load(Ordering::SeqCst) - 10_000;
-    // 900, and 30 in the second.
-    assert!((800..=940).contains(&resets), "{resets}");
+    // 900, and one in 33 ms.
+    let periods = begin.elapsed().as_millis() / 33;
+    let most = 905 + usize::try_from(periods).expect("small");
+    assert!(most < 1_100, "the machine is too slow to tell: {periods}");
+    assert!((800..=most).contains(&resets), "{resets} of {most}");
 }
 
 #[tokio::test]

@@ -109,18 +109,20 @@ impl AbandonedStreams {
         self.acknowledged = probes;
     }
 
-    /// Resets streams that the server has accepted, as many as the limit allows.
+    /// Resets streams that the server has accepted, as many as the limit allows, the oldest first: a
+    /// response without an end is not overtaken for ever.
     pub(crate) fn reset(&mut self, now: Instant) {
         let acknowledged = self.acknowledged;
-        for stream in self.streams.iter_mut() {
-            if stream.can_be_reset(acknowledged) {
-                if self.limit.next(now) > now {
-                    return;
-                }
-                self.limit.count(now);
-                stream.is_reset = true;
-                stream.request.send_reset(Reason::CANCEL);
+        let accepted = self.streams.iter_mut();
+        let mut accepted: Vec<_> = accepted.filter(|s| s.can_be_reset(acknowledged)).collect();
+        accepted.sort_unstable_by_key(|stream| stream.since);
+        for stream in accepted {
+            if self.limit.next(now) > now {
+                return;
             }
+            self.limit.count(now);
+            stream.is_reset = true;
+            stream.request.send_reset(Reason::CANCEL);
         }
     }
 
@@ -136,7 +138,7 @@ impl AbandonedStreams {
         let waits = |stream: &&Abandoned| {
             stream.can_be_reset(self.acknowledged) && now >= stream.since + EXHAUSTED
         };
-        self.len() >= most && self.streams.iter().filter(waits).count() >= most
+        max_streams > 0 && self.len() >= most && self.streams.iter().filter(waits).count() >= most
     }
 }
 

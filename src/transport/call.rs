@@ -31,6 +31,7 @@ pub(crate) struct PendingCall {
     pub(crate) body: Bytes,
     pub(crate) unary: Option<Unary>,
     pub(crate) deadline: Option<Deadline>,
+    /// When the call was queued, or put back after it was sent.
     pub(crate) queued_at: Instant,
     /// The call's place in the order of arrival, which the queue sets.
     pub(crate) number: u64,
@@ -72,10 +73,11 @@ impl PendingCall {
     /// Sets `grpc-timeout` to the remaining time, unless less than 1/256 of it has passed: the client
     /// rounds the timeout up by about as much.
     pub(crate) fn update_timeout(&mut self, now: Instant) {
-        if let Some(deadline) = self.deadline
-            && now.saturating_duration_since(self.queued_at) > deadline.timeout() / 256
-        {
-            let remaining = deadline.at().saturating_duration_since(now);
+        let Some(deadline) = self.deadline else {
+            return;
+        };
+        let remaining = deadline.at().saturating_duration_since(now);
+        if deadline.timeout().saturating_sub(remaining) > deadline.timeout() / 256 {
             deadline::set(self.head.headers_mut(), remaining);
         }
     }

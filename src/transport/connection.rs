@@ -51,8 +51,8 @@ pub(crate) struct Connection {
     is_full: bool,
     exchanges: FuturesUnordered<Exchange>,
     abandoned: AbandonedStreams,
-    /// Whether there is a frame to write of which HTTP/2 does not wake this task.
-    has_frames: bool,
+    /// Whether another round is needed for which nothing wakes this task.
+    needs_round: bool,
     keepalive: Keepalive,
     lifetime: Lifetime,
     streams_per_connection: usize,
@@ -125,6 +125,7 @@ impl Connection {
                 probes: 0.into(),
                 unsent: 0.into(),
                 withholds: false.into(),
+                stream_begun: false.into(),
                 timed_out: OnceLock::new(),
             }),
             http2: Some(http2),
@@ -132,7 +133,7 @@ impl Connection {
             is_full: false,
             exchanges: FuturesUnordered::new(),
             abandoned: AbandonedStreams::new(now),
-            has_frames: false,
+            needs_round: false,
             lifetime: Lifetime::new(config.idle, config.max_connection_age, now),
             streams_per_connection: config.streams_per_connection,
             reported: Load::default(),
@@ -174,10 +175,10 @@ impl Connection {
             Poll::Pending => {}
         }
         let has_taken = self.take_calls(now);
-        let has_frames = mem::take(&mut self.has_frames);
+        let needs_round = mem::take(&mut self.needs_round);
         // `|` and not `||`: both have to be cleared.
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
-        let more = has_taken | has_frames | more_exchanges | woken;
+        let more = has_taken | needs_round | more_exchanges | woken;
         if more || self.set_timer(cx, now).is_ready() {
             Progress::More
         } else {
@@ -231,6 +232,11 @@ impl Connection {
             }
         }
         self.abandoned.poll(&mut cx);
+        // When it begins, and not when it ends: that may be long after the server sent anything.
+        if self.link.stream_begun.swap(false, Ordering::Relaxed) {
+            self.keepalive.answered();
+            self.answered = true;
+        }
         ended == BATCH
     }
 
@@ -240,16 +246,14 @@ impl Connection {
                 self.keepalive.answered();
                 self.failures = self.failures.saturating_add(1);
             }
-            End::Answered { unavailable: false } => self.call_answered(),
-            End::Failed(failed) => self.call_failed(*failed),
-            End::Cancelled {
-                answered,
-                silent,
-                stream,
-            } => {
-                if answered {
-                    self.call_answered();
-                }
+            End::Answered { unavailable: false } => {
+                self.keepalive.answered();
+                self.failures = 0;
+                self.answered = true;
+            }
+            End::StreamRead => {}
+            End::Failed(failed) => self.call_failed(*failed, now),
+            End::Cancelled { silent, stream } => {
                 if silent {
                     self.suspect(now);
                 }
@@ -264,13 +268,7 @@ impl Connection {
         }
     }
 
-    fn call_answered(&mut self) {
-        self.keepalive.answered();
-        self.failures = 0;
-        self.answered = true;
-    }
-
-    fn call_failed(&mut self, failed: FailedCall) {
+    fn call_failed(&mut self, failed: FailedCall, now: Instant) {
         let FailedCall {
             mut call,
             error,
@@ -285,6 +283,7 @@ impl Connection {
         match self.pool.upgrade().filter(|_| retry) {
             Some(pool) => {
                 call.refused |= !unwritten;
+                call.queued_at = now;
                 call.avoid = Some(self.handle.id);
                 pool.put_back(call);
                 pool.open_if_needed();
@@ -383,7 +382,7 @@ impl Connection {
         if self.sender.take().is_some()
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.retire(&self.handle);
+            pool.retire(&self.handle, self.load());
             pool.open_if_needed();
         }
     }

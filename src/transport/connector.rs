@@ -114,7 +114,8 @@ impl Connector {
             .max_header_list_size(1 << 20)
             // The responses of streams that were reset may still arrive. The default is to remember 50
             // such streams for a second, and to close the connection after 1024 responses to others.
-            .max_concurrent_reset_streams(1_000)
+            // A connection resets fewer than 2,000 in 10 seconds, see `AbandonedStreams`.
+            .max_concurrent_reset_streams(2_000)
             .reset_stream_duration(Duration::from_secs(10))
             .max_local_error_reset_streams(None)
             .handshake::<_, RequestBody>(io)

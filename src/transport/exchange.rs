@@ -64,14 +64,14 @@ enum Receiving {
 
 /// How an exchange ended.
 pub(crate) enum End {
-    /// The stream has ended, after a response. `unavailable`: with the status of an unavailable server.
+    /// A unary response was received. `unavailable`: with the status of an unavailable server.
     Answered { unavailable: bool },
+    /// The reader of a streamed response has reached its end.
+    StreamRead,
     /// The stream has failed before the caller had a response.
     Failed(Box<FailedCall>),
     /// The caller was dropped, the deadline has passed, or the response is too large.
     Cancelled {
-        /// Whether the head of the response was received.
-        answered: bool,
         /// Whether the deadline has passed, and nothing was received since the request or the last data
         /// of the response.
         silent: bool,
@@ -185,12 +185,7 @@ impl Exchange {
         let late = deadline.is_some_and(|deadline| deadline.has_passed_for_caller(now));
         let silent = late && self.link.unprobed_reads() <= self.reads;
         let stream = self.stream.take().and_then(Stream::abandon);
-        let response = stream.as_ref().map(|stream| &stream.response);
-        End::Cancelled {
-            answered: !matches!(response, Some(Discarding::Head(_))),
-            silent,
-            stream,
-        }
+        End::Cancelled { silent, stream }
     }
 
     fn caller_was_dropped(&mut self, cx: &mut Context<'_>) -> bool {
@@ -218,7 +213,7 @@ impl Exchange {
         );
         // There is a call: only a streamed response has none, and its reader gets the error.
         let Some(call) = self.call.take() else {
-            return End::Answered { unavailable: false };
+            return End::StreamRead;
         };
         End::Failed(Box::new(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
@@ -243,6 +238,7 @@ impl Exchange {
             None => {
                 let deadline = self.deadline.map(|deadline| deadline.at());
                 let (body, end) = ResponseBody::streamed(body, self.link.clone(), deadline);
+                self.link.stream_begun.store(true, Ordering::Relaxed);
                 if let Some(call) = self.call.take() {
                     call.reply(Ok(head.map(|()| body)));
                 }
@@ -267,10 +263,10 @@ impl Exchange {
                 let body = ready!(pin!(returned).poll(cx));
                 let unfinished = body.ok().filter(|body| !body.is_end_stream());
                 let (Some(body), Some(stream)) = (unfinished, self.stream.take()) else {
-                    return Poll::Ready(Ok(self.free_stream(false)));
+                    self.free_stream();
+                    return Poll::Ready(Ok(End::StreamRead));
                 };
                 Poll::Ready(Ok(End::Cancelled {
-                    answered: true,
                     silent: false,
                     stream: Some(Unfinished {
                         request: stream.request,
@@ -297,7 +293,8 @@ impl Exchange {
         match received {
             Received::Complete(trailers) => {
                 reply(trailers);
-                self.free_stream(unavailable)
+                self.free_stream();
+                End::Answered { unavailable }
             }
             Received::TooLarge => {
                 reply(None);
@@ -307,7 +304,7 @@ impl Exchange {
     }
 
     /// Frees the stream after a complete response.
-    fn free_stream(&mut self, unavailable: bool) -> End {
+    fn free_stream(&mut self) {
         // A server may respond before it has read the request. The rest of the request then waits for
         // window, and keeps the stream open. Where it is that of another call, the reset does nothing.
         if self.link.unsent.load(Ordering::Relaxed) > 0
@@ -316,7 +313,6 @@ impl Exchange {
             stream.request.send_reset(Reason::CANCEL);
         }
         self.stream = None;
-        End::Answered { unavailable }
     }
 }
 
@@ -343,10 +339,13 @@ impl Stream {
         let response = match self.response {
             Receiving::Head(head) => Discarding::Head(head),
             Receiving::Unary(response) => Discarding::Body(response.into_body()),
-            Receiving::Streamed(_) => {
-                self.request.send_reset(Reason::CANCEL);
-                return None;
-            }
+            Receiving::Streamed(mut returned) => match returned.try_recv() {
+                Ok(body) => Discarding::Body(body),
+                Err(_) => {
+                    self.request.send_reset(Reason::CANCEL);
+                    return None;
+                }
+            },
         };
         Some(Unfinished {
             request: self.request,

@@ -26,6 +26,8 @@ pub(crate) struct Link {
     pub(crate) unsent: AtomicUsize,
     /// Whether something is withheld because the budget was exceeded.
     pub(crate) withholds: AtomicBool,
+    /// Whether a streamed response has begun. The connection's task clears it.
+    pub(crate) stream_begun: AtomicBool,
     /// The keepalive timeout that ended the connection, if one did.
     pub(crate) timed_out: OnceLock<Duration>,
 }

@@ -104,7 +104,7 @@ pub(crate) struct Taken {
     pub(crate) removed: bool,
 }
 
-/// What has to be done once the pool is unlocked.
+/// Wake-ups and replies that are sent after the pool is unlocked.
 #[derive(Default)]
 #[must_use]
 struct Deferred {
@@ -240,25 +240,23 @@ impl Pool {
         drop(removed);
     }
 
-    /// Returns whether a call is still queued. If so, its connection may be on a stalled runtime: the
-    /// call is assigned to another.
-    pub(crate) fn check_queued(&self, number: u64) -> bool {
+    /// Returns since when a call has been queued, if it still is. Its connection may be on a stalled
+    /// runtime: the call is assigned to another.
+    pub(crate) fn check_queued(&self, number: u64) -> Option<Instant> {
         let now = Instant::now();
         let limit = self
             .connector
             .timeout
             .saturating_add(Duration::from_secs(1));
         let mut state = self.lock();
-        if !state.queue.contains(number) {
-            return false;
-        }
+        let queued_at = state.queue.queued_at(number)?;
         let stalled = state.connections.mark_stalled(now);
         if state.attempts.give_up(limit, now) || stalled {
             state.attempts.forget_runtime();
         }
         drop(state);
         self.assign_all(None);
-        true
+        Some(queued_at)
     }
 
     /// Assigns the queued calls that are not assigned yet.
@@ -421,9 +419,15 @@ impl Pool {
     }
 
     /// Removes a connection that the client closes.
-    pub(crate) fn retire(&self, handle: &ConnectionHandle) {
-        let removed = self.lock().connections.remove(handle);
-        drop(removed);
+    pub(crate) fn retire(&self, handle: &ConnectionHandle, load: Load) {
+        let mut state = self.lock();
+        let removed = state.connections.remove(handle);
+        if let Some(mut connection) = removed
+            && connection.report(load, Instant::now())
+        {
+            state.attempts.answered();
+        }
+        drop(state);
         self.assign_all(None);
     }
 

@@ -71,6 +71,8 @@ impl Connection {
                     self.exchanges.push(exchange.reset_waker());
                 }
             }
+            // The exchanges have to register with their new set.
+            self.needs_round = true;
         }
         let deadlines = self.exchanges.iter().map(Exchange::deadline);
         self.deadline = deadlines.fold(None, earlier);
@@ -90,7 +92,7 @@ impl Connection {
         let sent = http2.is_some_and(|http2| http2.set_initial_window_size(WINDOW).is_ok());
         if sent {
             self.link.probes.fetch_add(1, Ordering::Relaxed);
-            self.has_frames = true;
+            self.needs_round = true;
         }
         sent
     }

@@ -78,10 +78,13 @@ impl Queue {
         self.returned.push_back(call);
     }
 
-    pub(crate) fn contains(&self, number: u64) -> bool {
-        let waits = |index: usize| self.waiting[index].1.is_some();
-        self.position(number).is_some_and(waits)
-            || self.returned.iter().any(|call| call.number == number)
+    /// Returns since when a call has been queued.
+    pub(crate) fn queued_at(&self, number: u64) -> Option<Instant> {
+        let waiting = self.position(number);
+        let waiting = waiting.and_then(|index| self.waiting[index].1.as_ref());
+        let mut returned = self.returned.iter();
+        let call = waiting.or_else(|| returned.find(|call| call.number == number));
+        call.map(|call| call.queued_at)
     }
 
     pub(crate) fn remove(&mut self, number: u64) -> Option<PendingCall> {
@@ -276,7 +279,7 @@ mod tests {
         let mut failed = queue.pop(1, false, now).expect("it is there");
         failed.avoid = Some(1);
         queue.put_back(failed);
-        assert!(queue.contains(0));
+        assert!(queue.queued_at(0).is_some());
         assert_eq!(queue.pop(1, false, now).map(|call| call.number), Some(1));
         assert!(queue.pop(1, false, now).is_none());
         assert_eq!(queue.pop(1, true, now).map(|call| call.number), Some(0));
