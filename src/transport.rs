@@ -84,12 +84,13 @@ use crate::{
 ///
 /// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). Once it is full, `poll_ready`
 /// is pending until an eighth of it is free, and reserves nothing; a call made nevertheless is queued if
-/// there is room, and otherwise ends with `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds load, and its `Timeout` does not cover
-/// the wait for readiness. Calls are taken in the order of their arrival. Once the oldest has waited for
-/// a quarter of its timeout, or for a second, the newest is taken first until the queue has been empty:
-/// otherwise every call would be sent just before it expires. Meanwhile one of ten calls is still the
-/// oldest, if more than half of its timeout remains, so that calls with a long timeout or none make
-/// progress.
+/// there is room, and otherwise ends with `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds
+/// load, and its `Timeout` does not cover the wait for readiness.
+///
+/// Calls are taken in the order of their arrival. Once the oldest has waited for a quarter of its
+/// timeout, or for a second, the newest is taken first until the queue has been empty: otherwise every
+/// call would be sent just before it expires. Meanwhile one of ten calls is still the oldest, if more
+/// than half of its timeout remains, so that calls with a long timeout or none make progress.
 ///
 /// **Streaming.** The response to a request of [`OperationsClient`](crate::OperationsClient) is received
 /// completely by the connection's task. The response to any other request is streamed: its reader paces
