@@ -28,6 +28,7 @@ use std::{env, fmt, path::PathBuf, sync::Arc};
 use http::HeaderValue;
 use tonic::Status;
 
+pub(crate) use self::failure::of_call;
 use self::failure::{is_text, refused};
 pub use self::{
     interceptor::AuthInterceptor,

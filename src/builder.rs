@@ -45,11 +45,16 @@ pub struct Builder {
     max_buffered_bytes: usize,
     timeout: Option<Duration>,
     retry: RetryPolicy,
+    max_header_list_size: Option<usize>,
     user_agent: Option<String>,
 }
 
 /// How long a call may take where nobody says, as the published service config has it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The minimum keepalive interval, as in
+/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
+const MIN_KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// How long a connection beside others is kept without calls.
 const IDLE: Duration = Duration::from_secs(60);
@@ -75,6 +80,7 @@ impl OperationsClient<Transport> {
             max_buffered_bytes: 256 << 20,
             timeout: None,
             retry: RetryPolicy::default(),
+            max_header_list_size: None,
             user_agent: None,
         }
     }
@@ -130,10 +136,16 @@ impl Builder {
     /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`. An
     /// idle connection is never pinged. [`Duration::MAX`] as the interval turns these pings off.
     ///
-    /// Many servers close a connection that is pinged more often than they allow; all gRPC servers
-    /// allow a ping every 300 seconds. Dead connections are detected earlier than that by TCP, and when
-    /// the deadline of a call passes and nothing was received since it was sent: then the server is
-    /// pinged, or has to acknowledge SETTINGS if the last ping is too recent.
+    /// As in [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md), an
+    /// interval of less than 10 seconds counts as 10 seconds, and the interval of later connections is
+    /// doubled each time a server closes one with `too_many_pings`. Many servers do so when they are
+    /// pinged more often than they allow; all gRPC servers allow a ping every 300 seconds.
+    ///
+    /// Dead connections are detected earlier than that when the deadline of a call passes and nothing was
+    /// received since it was sent: then the server is pinged, or has to acknowledge SETTINGS if the last
+    /// ping is too recent. They are also detected by TCP: on Linux, `TCP_USER_TIMEOUT` is the keepalive
+    /// timeout, unless pings are turned off (see
+    /// [gRFC A18](https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md)).
     ///
     /// Defaults to 310 and 20 seconds.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
@@ -213,8 +225,19 @@ impl Builder {
         self
     }
 
-    /// Sets what stands before this crate's own name in the `user-agent` header. Default is
-    /// nothing.
+    /// Sets the maximum size of all headers of a request together, see
+    /// [`with_max_header_list_size`](OperationsClient::with_max_header_list_size).
+    ///
+    /// Defaults to 8 KiB.
+    pub fn max_header_list_size(mut self, bytes: usize) -> Self {
+        self.max_header_list_size = Some(bytes);
+        self
+    }
+
+    /// Sets a prefix of the `user-agent` header, which ends with `grpc-rust-longrunning/` and the
+    /// version of this crate.
+    ///
+    /// Defaults to none.
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = Some(user_agent.into());
         self
@@ -280,14 +303,13 @@ impl Builder {
     /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or they are refused.
     pub async fn connect(mut self) -> Result<OperationsClient<Transport>, Status> {
         let credentials = self.take_credentials()?;
-        let (timeout, retry) = (self.timeout, self.retry.clone());
-        let transport = self.transport()?;
+        let client = self.client()?;
         let auth = match credentials {
             Some(credentials) => Some(credentials.interceptor().await?),
             None => None,
         };
-        transport.connect().await?;
-        Ok(client(transport, timeout, retry, auth))
+        client.stack().connect().await?;
+        Ok(with_auth(client, auth))
     }
 
     /// Makes a client that connects with its first call, and fetches its first token meanwhile.
@@ -298,10 +320,9 @@ impl Builder {
     /// runtime is reported by the first call.
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
         let credentials = self.take_credentials()?;
-        let (timeout, retry) = (self.timeout, self.retry.clone());
-        let transport = self.transport()?;
+        let client = self.client()?;
         let auth = credentials.map(Credentials::interceptor_lazy).transpose()?;
-        Ok(client(transport, timeout, retry, auth))
+        Ok(with_auth(client, auth))
     }
 
     fn take_credentials(&mut self) -> Result<Option<Credentials>, Status> {
@@ -332,6 +353,27 @@ impl Builder {
         Ok(())
     }
 
+    /// Creates the client, without credentials.
+    fn client(self) -> Result<OperationsClient<Transport>, Status> {
+        let (timeout, retry) = (self.timeout, self.retry.clone());
+        let max_header_list_size = self.max_header_list_size;
+        let transport = self.transport()?;
+        let capacity = transport.capacity();
+        let user_agent = transport.user_agent().clone();
+        let mut client = OperationsClient::new(transport)
+            .with_user_agent(&user_agent)
+            .with_capacity(capacity)
+            .with_default_timeout(TIMEOUT)
+            .with_retry(retry);
+        if let Some(timeout) = timeout {
+            client = client.with_timeout(timeout);
+        }
+        if let Some(bytes) = max_header_list_size {
+            client = client.with_max_header_list_size(bytes);
+        }
+        Ok(client)
+    }
+
     fn transport(self) -> Result<Transport, Status> {
         positive("timeout", self.timeout.unwrap_or(TIMEOUT))?;
         positive("connect timeout", self.connect_timeout)?;
@@ -360,11 +402,16 @@ impl Builder {
                 ),
             ));
         }
+        let (keepalive, keepalive_timeout) = self.keepalive;
+        // See https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md
+        let user_timeout = (keepalive < Duration::MAX).then_some(keepalive_timeout);
+        // The kernel has 31 bits for milliseconds.
+        let user_timeout = user_timeout.filter(|timeout| timeout.as_millis() < 1 << 31);
         let dial = self.connector;
         let connector = Connector {
             uri,
             authority,
-            dial: dial.unwrap_or_else(Dial::tcp),
+            dial: dial.unwrap_or_else(|| Dial::tcp(user_timeout)),
             #[cfg(feature = "_tls")]
             tls,
             timeout: self.connect_timeout,
@@ -377,31 +424,18 @@ impl Builder {
             streams_per_connection: self.streams_per_connection.get().min(1_000_000),
             max_queued_calls: self.max_queued_calls.get(),
             max_buffered_bytes: self.max_buffered_bytes,
-            keepalive: self.keepalive.0,
-            keepalive_timeout: self.keepalive.1,
+            keepalive: keepalive.max(MIN_KEEPALIVE),
+            keepalive_timeout,
             idle: IDLE,
         };
         Ok(Transport::new(connector, config, scheme, user_agent))
     }
 }
 
-fn client(
-    transport: Transport,
-    timeout: Option<Duration>,
-    retry: RetryPolicy,
+fn with_auth(
+    client: OperationsClient<Transport>,
     auth: Option<AuthInterceptor>,
 ) -> OperationsClient<Transport> {
-    let capacity = transport.capacity();
-    let user_agent = transport.user_agent().clone();
-    let client = OperationsClient::new(transport)
-        .with_user_agent(user_agent)
-        .with_capacity(capacity)
-        .with_default_timeout(TIMEOUT)
-        .with_retry(retry);
-    let client = match timeout {
-        Some(timeout) => client.with_timeout(timeout),
-        None => client,
-    };
     match auth {
         Some(auth) => client.with_credentials(auth),
         None => client,
@@ -430,7 +464,8 @@ fn positive(what: &str, duration: Duration) -> Result<(), Status> {
 }
 
 fn user_agent(prefix: Option<String>) -> Result<HeaderValue, Status> {
-    const OWN: &str = concat!("longrunning/", env!("CARGO_PKG_VERSION"));
+    // See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#user-agents
+    const OWN: &str = concat!("grpc-rust-longrunning/", env!("CARGO_PKG_VERSION"));
     let Some(prefix) = prefix else {
         return Ok(HeaderValue::from_static(OWN));
     };

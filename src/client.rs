@@ -2,6 +2,7 @@
 
 mod answer;
 mod call;
+mod compression;
 mod header;
 mod rpc;
 mod settings;

@@ -1,12 +1,15 @@
 //! Deadlines, and the header `grpc-timeout`.
 
+mod waited;
+
 use std::{sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use crate::status::local;
+pub(crate) use self::waited::{Stage, Waited};
+use crate::status::{Origin, caused, local};
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -56,10 +59,25 @@ impl Deadline {
         now + self.timeout / 64 + Duration::from_millis(1) >= self.at
     }
 
+    /// Returns this deadline, or another one if that is earlier.
+    pub(crate) fn or_earlier(self, at: Option<Instant>) -> Self {
+        Self {
+            at: at.map_or(self.at, |at| at.min(self.at)),
+            ..self
+        }
+    }
+
     /// Returns the status of a call that did not end in time.
-    pub(crate) fn exceeded(&self, doing: &str) -> Status {
-        let message = format!("no response within {:?}: {doing}", self.timeout);
-        local(Code::DeadlineExceeded, message)
+    pub(crate) fn exceeded(&self, waited: Waited) -> Status {
+        let message = format!("no answer within {:?}: {waited}", self.timeout);
+        let delivery = waited.delivery();
+        caused(
+            Code::DeadlineExceeded,
+            message,
+            Origin::Client,
+            delivery,
+            waited,
+        )
     }
 }
 

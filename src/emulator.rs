@@ -61,7 +61,9 @@ pub use self::{
     service::Service,
     wait::WaitBehavior,
 };
-use crate::{Origin, proto::operations_server::OperationsServer, status::caused, task::runtime};
+use crate::{
+    Delivery, Origin, proto::operations_server::OperationsServer, status::caused, task::runtime,
+};
 
 /// A running server of `google.longrunning.Operations`, and the hand that steers it.
 ///
@@ -212,7 +214,13 @@ impl Builder {
         let unavailable = |error: io::Error| {
             let message = format!("cannot listen on {wanted}: {error}; port 0 takes a free one");
             let cause = Box::<dyn Error + Send + Sync>::from(error);
-            caused(Code::Unavailable, message, Origin::Client, cause)
+            caused(
+                Code::Unavailable,
+                message,
+                Origin::Client,
+                Delivery::NotSent,
+                cause,
+            )
         };
         let listener = TcpListener::bind(wanted).await.map_err(unavailable)?;
         let address = listener.local_addr().map_err(unavailable)?;

@@ -47,7 +47,7 @@
 //! | cancel many operations | [`OperationsClient::cancel_operations`] |
 //! | list operations over all pages | [`OperationsClient::operations`] |
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
-//! | handle an error | [`StatusExt`], [`Origin`] |
+//! | handle an error | [`StatusExt`], [`Origin`], [`Delivery`] |
 //! | use the generated messages and stubs | [`proto`] |
 //! | test your code without a server | the module `emulator` (requires the feature `emulator`) |
 //!
@@ -99,6 +99,6 @@ pub use self::{
     operation::{Operation, Outcome},
     poll::{PollPolicy, Poller},
     retry::RetryPolicy,
-    status::{Origin, StatusExt},
+    status::{Delivery, Origin, StatusExt},
     transport::{ResponseBody, Transport},
 };

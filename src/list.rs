@@ -4,13 +4,16 @@ use std::{
     fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
     vec,
 };
 
 use futures_core::Stream;
+use tokio::time::sleep;
 use tonic::{Code, Extensions, IntoRequest, Request, Status, metadata::MetadataMap};
 
 use crate::{
+    backoff::Backoff,
     client::{OperationsClient, Stack},
     operation::Operation,
     proto::{ListOperationsRequest, ListOperationsResponse},
@@ -58,6 +61,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
             unreachable: Vec::new(),
             tokens: Tokens::default(),
             next: Next::Call,
+            empty_pages: 0,
         }
     }
 }
@@ -72,6 +76,10 @@ impl<S: Stack + Sync> OperationsClient<S> {
 ///
 /// What is missing can be had by a new request with the [`page_token`](Self::page_token) at which
 /// this one ended.
+///
+/// A server may return empty pages, for example while it searches for what the filter matches. After 10
+/// of them in a row, the next page is requested after a delay, which doubles from 10 milliseconds to 1
+/// second while pages are empty.
 ///
 /// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
 /// goes on with it. It is a task of the runtime that the stream was polled in when it began. While
@@ -93,7 +101,19 @@ pub struct Operations<S = Transport> {
     unreachable: Vec<String>,
     tokens: Tokens,
     next: Next,
+    /// How many pages in a row were empty.
+    empty_pages: u32,
 }
+
+/// The delays before the pages that follow many empty ones.
+const EMPTY_PAGES: Backoff = Backoff {
+    initial: Duration::from_millis(10),
+    multiplier: 2.0,
+    maximum: Duration::from_secs(1),
+};
+
+/// How many empty pages in a row are followed by the next without delay.
+const UNPACED_PAGES: u32 = 10;
 
 type Call = Task<Result<ListOperationsResponse, Status>>;
 
@@ -122,6 +142,11 @@ impl<S> Operations<S> {
     }
 
     fn turn_to(&mut self, page: ListOperationsResponse) {
+        self.empty_pages = if page.operations.is_empty() {
+            self.empty_pages.saturating_add(1)
+        } else {
+            0
+        };
         self.page = page.operations.into_iter();
         for place in page.unreachable {
             if !self.unreachable.contains(&place) {
@@ -152,7 +177,14 @@ impl<S: Stack + Sync> Operations<S> {
         let mut request = Request::from_parts(metadata, extensions, self.request.clone());
         self.client.bound(&mut request, None);
         let client = self.client.clone();
-        async move { client.list_operations(request).await }
+        let paced = self.empty_pages.checked_sub(UNPACED_PAGES);
+        let delay = paced.map(|earlier| EMPTY_PAGES.delay(earlier, fastrand::f64()));
+        async move {
+            if let Some(delay) = delay {
+                sleep(delay).await;
+            }
+            client.list_operations(request).await
+        }
     }
 }
 

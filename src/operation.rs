@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 pub use crate::proto::Operation;
 use crate::{
     proto::{operation, rpc},
-    status::{Origin, local, mark},
+    status::{Delivery, Origin, local, mark},
 };
 
 impl Operation {
@@ -138,7 +138,7 @@ fn failure(error: &rpc::Status) -> Status {
         }
         _ => status,
     };
-    mark(status, Origin::Server)
+    mark(status, Origin::Server, Delivery::Answered)
 }
 
 fn typed<M: Message + Name + Default>(name: &str, what: &str, any: &Any) -> Result<M, Status> {

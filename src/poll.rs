@@ -31,10 +31,10 @@ use crate::{
 /// # How it looks
 ///
 /// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
-/// [slice of time](PollPolicy::wait) after the other. A server that cannot wait says
-/// `UNIMPLEMENTED`; the client and its clones remember it, and look with `GetOperation`, at once and
-/// then with the growing [delays](PollPolicy) between. A 404 of something that is no gRPC server
-/// does not count as that word, though gRPC reads it as `UNIMPLEMENTED` too.
+/// [slice of time](PollPolicy::wait) after the other. If a server answers `UNIMPLEMENTED`, the client and
+/// its clones poll with `GetOperation` for the next 10 minutes, immediately and then with the growing
+/// [delays](PollPolicy) between. An HTTP 404 of something that is not a gRPC server does not count as
+/// that, although gRPC maps it to `UNIMPLEMENTED`, too.
 ///
 /// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
@@ -54,8 +54,8 @@ use crate::{
 ///
 /// # Failures
 ///
-/// A look that fails says nothing of the operation. These failures are ridden on, with the same
-/// growing delays:
+/// A poll that fails says nothing about the operation. Polling continues after these failures, with the
+/// same growing delays:
 ///
 /// - `UNAVAILABLE` and `DEADLINE_EXCEEDED`, whether or not it is the server's word.
 /// - `RESOURCE_EXHAUSTED`, unless it was decided here: for an answer that is too large, by a layer
@@ -173,7 +173,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
 impl<S: Stack + Sync> Poller<S> {
     pub(crate) fn new(client: OperationsClient<S>, target: Target) -> Self {
         Self {
-            client,
+            client: client.for_polls(),
             target,
             policy: PollPolicy::default(),
             begun: None,
@@ -232,8 +232,9 @@ impl<S: Stack + Sync> Poller<S> {
     ///   last is in [`latest`](Self::latest), and the operation goes on.
     /// - `FAILED_PRECONDITION`: outside a tokio runtime, or in one without timers.
     /// - `UNAVAILABLE`: the runtime ended in the meantime.
-    /// - Those of a look, if they are [none to ride on](Self#failures), among them `NOT_FOUND`: the
-    ///   server knows no such operation, or has forgotten it.
+    /// - `INTERNAL`: the server returned another operation, whose name ends with another segment.
+    /// - Those of a poll, if [polling does not continue after them](Self#failures), among them
+    ///   `NOT_FOUND`: the server knows no such operation, or has forgotten it.
     pub async fn until_done(&mut self) -> Result<Operation, Status> {
         loop {
             let state = poll_fn(|cx| self.poll_state(cx, false)).await?;

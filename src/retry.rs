@@ -14,7 +14,8 @@ use self::{
 };
 use crate::{
     backoff::Backoff,
-    status::{Origin, StatusExt as _},
+    deadline::Deadline,
+    status::{Delivery, Origin, StatusExt as _, retry, with_delivery},
     trace,
 };
 
@@ -31,18 +32,31 @@ use crate::{
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback)).
 ///   Otherwise, if the details of the status contain a
 ///   [`RetryInfo`](crate::proto::rpc::RetryInfo), its delay is used, plus up to 20 % of jitter.
+/// - A server's `RESOURCE_EXHAUSTED` is retried if it came with such a delay, and otherwise not: then
+///   nothing is known of when the quota will have room. [Pollers](crate::Poller) handle it themselves.
 /// - A call whose retry would come after its deadline ends at once, with the status of its last
 ///   attempt.
-/// - `WaitOperation` is never retried, nor is a call that the client itself refused.
-/// - Retries are not throttled unless [`throttle`](Self::throttle) is set.
+/// - A call is not retried once Response-Headers have arrived. Most errors are Trailers-Only, which do
+///   not count as such (see
+///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)).
+/// - `WaitOperation` is never retried. Nor is a call that the client itself refused, or a layer of its
+///   stack, unless the layer [marked the status as retryable](crate::StatusExt::into_retryable).
+/// - Retries are not throttled unless [`throttle`](Self::throttle) is set, and attempts have no timeout
+///   of their own unless [`attempt_timeout`](Self::attempt_timeout) is set.
+///
+/// In addition, the [default stack](crate::Transport) retries calls that the server certainly did not
+/// process: see there.
 ///
 /// An operation may have been cancelled or deleted by an attempt whose answer was lost. The retry
 /// may then fail with `FAILED_PRECONDITION` or `NOT_FOUND`, although the first attempt succeeded.
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
     attempts: NonZeroU32,
+    attempt_timeout: Option<Duration>,
     backoff: Backoff,
     codes: Vec<Code>,
+    /// Whether a `RESOURCE_EXHAUSTED` with a delay is retried.
+    quota: bool,
     throttle: Option<Limits>,
 }
 
@@ -50,55 +64,83 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: NonZeroU32::MIN.saturating_add(4),
+            attempt_timeout: None,
             backoff: Backoff {
                 initial: Duration::from_millis(500),
                 multiplier: 2.0,
                 maximum: Duration::from_secs(10),
             },
             codes: vec![Code::Unavailable],
+            quota: true,
             throttle: None,
         }
     }
 }
 
 impl RetryPolicy {
-    /// Never: the server processes a call at most once.
+    /// Returns a policy without retries: the server processes a call at most once.
     #[must_use]
     pub fn none() -> Self {
         Self::default().max_attempts(NonZeroU32::MIN)
     }
 
-    /// Sets how often a call is made in all. Default is 5.
+    /// Sets the maximum number of attempts, including the first.
+    ///
+    /// Defaults to 5.
     #[must_use]
     pub const fn max_attempts(mut self, attempts: NonZeroU32) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// Sets how long to wait before the second attempt. Default is 500 milliseconds.
+    /// Sets the timeout of each attempt. A call whose attempt was not answered in time is retried like
+    /// one whose code is retryable: while attempts remain, and before its deadline.
+    ///
+    /// The timeout covers all of an attempt: waiting for a token, for a connection and for the answer.
+    /// The server is sent it as `grpc-timeout`, and the attempt is cancelled when it has passed. If the
+    /// last attempt is not answered in time either, the call ends with `DEADLINE_EXCEEDED`. A server may
+    /// process a call of which an attempt timed out, and its retry as well. `WaitOperation` has no
+    /// attempt timeout.
+    ///
+    /// Defaults to none: an attempt may take as long as the call.
+    #[must_use]
+    pub const fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the delay before the first retry.
+    ///
+    /// Defaults to 500 milliseconds.
     #[must_use]
     pub const fn initial_backoff(mut self, backoff: Duration) -> Self {
         self.backoff.initial = backoff;
         self
     }
 
-    /// Sets how long to wait at most. Default is 10 seconds.
+    /// Sets the maximum delay, before jitter.
+    ///
+    /// Defaults to 10 seconds.
     #[must_use]
     pub const fn maximum_backoff(mut self, backoff: Duration) -> Self {
         self.backoff.maximum = backoff;
         self
     }
 
-    /// Sets by what factor each wait is longer than the one before. Less than 1 counts as 1.
-    /// Default is 2.
+    /// Sets the factor by which each delay is longer than the previous one. Less than 1 counts as 1.
+    ///
+    /// Defaults to 2.
     #[must_use]
     pub const fn multiplier(mut self, multiplier: f64) -> Self {
         self.backoff.multiplier = multiplier.max(1.0);
         self
     }
 
-    /// Sets which codes are worth another attempt. Default is `UNAVAILABLE` alone, as
-    /// [AIP-194](https://google.aip.dev/194) says.
+    /// Sets the status codes that are retried.
+    ///
+    /// `RESOURCE_EXHAUSTED` in this list is retried also if the server sent no delay.
+    ///
+    /// Defaults to `UNAVAILABLE` only, as in [AIP-194](https://google.aip.dev/194).
     #[must_use]
     pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.codes = codes.into_iter().collect();
@@ -106,7 +148,7 @@ impl RetryPolicy {
     }
 
     /// Sets a retry throttle, which suspends retries while many calls fail, so that retries do not
-    /// overload a failing server. Defaults to no throttle, as in the published policy.
+    /// overload a failing server.
     ///
     /// A failed attempt takes one of `max_tokens`, and a successful call adds `token_ratio` of a
     /// token. Calls are retried only while more than half of the tokens are left. A client and its
@@ -114,17 +156,35 @@ impl RetryPolicy {
     /// 0.001..=`max_tokens`. See
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
     ///
+    /// Set it where many clients, or one with many calls, share a server that may be overloaded:
+    /// without it, a server that fails every call gets up to [`max_attempts`](Self::max_attempts) times
+    /// the load. It is of no use for a client with few calls, whose tokens do not run out.
+    ///
     /// A connection that breaks fails all calls on it at once. For those calls to be retried,
     /// `max_tokens` must be more than twice their number. Many servers allow 100 streams on a
     /// connection, so choose more than 200.
+    ///
+    /// With the feature `tracing`, events report when the throttle starts and when it stops.
+    ///
+    /// Defaults to no throttle, as in the published policy.
     #[must_use]
     pub const fn throttle(mut self, max_tokens: u32, token_ratio: f64) -> Self {
         self.throttle = Some(Limits::new(max_tokens, token_ratio));
         self
     }
 
-    fn concerns(&self, status: &Status) -> bool {
-        self.codes.contains(&status.code()) && status.origin() != Some(Origin::Client)
+    fn retries(&self, status: &Status, asked: Option<ServerDelay>) -> bool {
+        match (retry(status), status.origin()) {
+            (Some(retry), _) => retry,
+            (None, Some(Origin::Client)) => false,
+            (None, origin) => {
+                let is_quota = self.quota
+                    && status.code() == Code::ResourceExhausted
+                    && origin == Some(Origin::Server)
+                    && asked.is_some();
+                is_quota || self.codes.contains(&status.code())
+            }
+        }
     }
 
     /// Returns the delay before the next attempt, or `None` if there is none.
@@ -144,10 +204,10 @@ impl RetryPolicy {
             Some(ServerDelay::NoRetry) => None,
             Some(ServerDelay::Exactly(delay)) => Some(delay),
             // The server may have sent the same delay to many clients.
-            Some(ServerDelay::AtLeast(delay)) => {
+            Some(ServerDelay::AtLeast(delay)) if !delay.is_zero() => {
                 Some(delay.saturating_add(delay.mul_f64(0.2 * random)))
             }
-            None => Some(self.backoff.delay(backoffs, random)),
+            _ => Some(self.backoff.delay(backoffs, random)),
         }
     }
 }
@@ -165,41 +225,50 @@ impl Retry {
         Self { policy, throttle }
     }
 
-    /// Calls `attempt` until it succeeds or the policy allows no further retry. `attempt` receives
-    /// the number of previous attempts.
+    /// Returns the same retries, but none of a `RESOURCE_EXHAUSTED` with a delay.
+    pub(crate) fn without_quota(mut self) -> Self {
+        self.policy.quota = false;
+        self
+    }
+
+    /// Calls `attempt` until it succeeds or the policy allows no further retry.
     pub(crate) async fn run<T, F>(
         &self,
-        deadline: Option<Instant>,
-        mut attempt: impl FnMut(u32) -> F,
+        first: Attempt,
+        mut attempt: impl FnMut(Attempt) -> F,
     ) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let throttle = self.throttle.as_deref();
         let (mut attempts, mut backoffs) = (0, 0);
+        let mut delivery = Delivery::NotSent;
+        let mut begun = first.begun;
         loop {
-            let result = attempt(attempts).await;
+            let this = first.again(attempts, begun, self.policy.attempt_timeout);
+            let result = attempt(this).await;
             attempts += 1;
             let status = match result {
-                Err(status) if self.policy.concerns(&status) => status,
-                Err(status) => {
-                    // A pushback that forbids the retry counts with every code, see gRFC A6.
-                    if let Some(throttle) = throttle
-                        && ServerDelay::of(&status) == Some(ServerDelay::NoRetry)
-                    {
-                        throttle.failed();
-                    }
-                    return Err(status);
-                }
                 Ok(answer) => {
                     if let Some(throttle) = throttle {
                         throttle.succeeded();
                     }
                     return Ok(answer);
                 }
+                Err(status) => covering(status, &mut delivery),
             };
-            let may_retry = throttle.is_none_or(Throttle::failed);
             let asked = ServerDelay::of(&status);
+            let has_timed_out = this.has_timed_out(&status, &first) && retry(&status).is_none();
+            if !has_timed_out && !self.policy.retries(&status, asked) {
+                // A pushback that forbids the retry counts with every code, see gRFC A6.
+                if let Some(throttle) = throttle
+                    && asked == Some(ServerDelay::NoRetry)
+                {
+                    throttle.failed();
+                }
+                return Err(status);
+            }
+            let may_retry = throttle.is_none_or(Throttle::failed);
             let delay = self
                 .policy
                 .delay(attempts, backoffs, asked, fastrand::f64());
@@ -211,17 +280,63 @@ impl Retry {
             };
             let in_time = |delay: &Duration| {
                 let left = |at: Instant| at.saturating_duration_since(Instant::now());
-                deadline.is_none_or(|at| *delay < left(at))
+                first.deadline.is_none_or(|it| *delay < left(it.at()))
             };
             match delay.filter(in_time) {
                 Some(delay) if may_retry => {
                     trace::retrying(attempts, &status, delay);
                     sleep(delay).await;
+                    begun = Instant::now();
                 }
                 _ => return Err(status),
             }
         }
     }
+}
+
+/// One attempt of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    /// The number of attempts before this one.
+    pub(crate) previous: u32,
+    pub(crate) begun: Instant,
+    pub(crate) deadline: Option<Deadline>,
+}
+
+impl Attempt {
+    /// Returns a later attempt of the call, with its own deadline if that is earlier than the call's.
+    fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
+        let own = timeout.and_then(|timeout| Deadline::after(timeout, begun));
+        Self {
+            previous,
+            begun,
+            deadline: [self.deadline, own]
+                .into_iter()
+                .flatten()
+                .min_by_key(|deadline| deadline.at()),
+        }
+    }
+
+    /// Returns whether the attempt's own deadline ended it, and not that of its call.
+    fn has_timed_out(&self, status: &Status, call: &Self) -> bool {
+        let Some(own) = self.deadline else {
+            return false;
+        };
+        status.code() == Code::DeadlineExceeded
+            && call
+                .deadline
+                .is_none_or(|deadline| own.at() < deadline.at())
+            && own.has_passed_for_caller(Instant::now())
+    }
+}
+
+/// Returns the status with a delivery that covers the earlier attempts as well, whose delivery is
+/// `earlier`. A response to an earlier attempt is not one to the call.
+fn covering(status: Status, earlier: &mut Delivery) -> Status {
+    let this = status.delivery().unwrap_or(Delivery::MaybeSent);
+    let covering = this.max(*earlier);
+    *earlier = covering.min(Delivery::MaybeSent);
+    with_delivery(status, covering)
 }
 
 #[cfg(test)]
@@ -231,8 +346,21 @@ mod tests {
     use super::*;
     use crate::status::{local, mark};
 
+    fn of_server(code: Code) -> Status {
+        mark(Status::new(code, ""), Origin::Server, Delivery::Answered)
+    }
+
+    /// The first attempt of a call without a deadline.
+    fn first() -> Attempt {
+        Attempt {
+            previous: 0,
+            begun: Instant::now(),
+            deadline: None,
+        }
+    }
+
     fn unavailable() -> Status {
-        mark(Status::unavailable("down"), Origin::Server)
+        of_server(Code::Unavailable)
     }
 
     fn with_pushback(pushback: &'static str) -> Status {
@@ -291,7 +419,7 @@ mod tests {
     #[tokio::test]
     async fn a_pushback_that_forbids_a_retry_takes_a_token_with_every_code() {
         let retry = Retry::new(RetryPolicy::default().throttle(2, 0.1));
-        let result = retry.run(None, |_| {
+        let result = retry.run(first(), |_| {
             let mut denied = Status::permission_denied("no");
             *denied.metadata_mut() = with_pushback("-1").metadata().clone();
             std::future::ready(Err::<(), _>(denied))
@@ -306,21 +434,23 @@ mod tests {
             attempts.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Err::<(), _>(unavailable()))
         };
-        retry.run(None, fail).await.expect_err("it fails");
+        retry.run(first(), fail).await.expect_err("it fails");
         assert_eq!(attempts.into_inner(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pushback_resets_the_backoff() {
         let mut times = Vec::new();
-        let attempt = |before| {
+        let attempt = |attempt: Attempt| {
             times.push(Instant::now());
-            std::future::ready(Err::<(), _>(match before {
+            std::future::ready(Err::<(), _>(match attempt.previous {
                 2 => with_pushback("7000"),
                 _ => unavailable(),
             }))
         };
-        let result = Retry::new(RetryPolicy::default()).run(None, attempt).await;
+        let result = Retry::new(RetryPolicy::default())
+            .run(first(), attempt)
+            .await;
         result.expect_err("it always fails");
         let delays: Vec<u128> = times
             .windows(2)
@@ -338,12 +468,11 @@ mod tests {
     fn only_the_policys_codes_are_retried_and_never_the_clients_own() {
         let policy = RetryPolicy::default();
         for code in (1..=16).map(Code::from_i32) {
-            let status = mark(Status::new(code, ""), Origin::Server);
-            let retried = policy.concerns(&status);
+            let retried = policy.retries(&of_server(code), None);
             assert_eq!(retried, code == Code::Unavailable, "{code:?}");
         }
         let own = local(Code::Unavailable, "no token");
-        assert!(!policy.concerns(&own));
+        assert!(!policy.retries(&own, None));
         assert_eq!(policy.delay(5, 4, None, 0.5), None);
         assert_eq!(RetryPolicy::none().delay(1, 0, None, 0.5), None);
     }
@@ -351,20 +480,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn attempts_end_with_the_policy_or_before_the_deadline() {
         let attempts = AtomicUsize::new(0);
-        let fail = |before| {
-            assert_eq!(attempts.fetch_add(1, Ordering::Relaxed), before as usize);
+        let fail = |attempt: Attempt| {
+            let before = attempts.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(before, attempt.previous as usize);
             std::future::ready(Err::<(), _>(unavailable()))
         };
         let retry = Retry::new(RetryPolicy::default());
         let begin = Instant::now();
-        retry.run(None, fail).await.expect_err("it always fails");
+        retry.run(first(), fail).await.expect_err("it always fails");
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 5);
         let waited = begin.elapsed(); // 0.5, 1, 2, 4 seconds
         assert!((seconds(6.0)..seconds(9.1)).contains(&waited), "{waited:?}");
 
         let begin = Instant::now();
-        let deadline = Some(begin + seconds(2.5));
-        let status = retry.run(deadline, fail).await.expect_err("it fails");
+        let call = Attempt {
+            deadline: Deadline::after(seconds(2.5), begin),
+            ..first()
+        };
+        let status = retry.run(call, fail).await.expect_err("it fails");
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 3);
         assert!(begin.elapsed() < seconds(2.5), "it does not wait in vain");
@@ -379,14 +512,14 @@ mod tests {
         };
         let retry = Retry::new(RetryPolicy::default().throttle(100, 0.1));
         for _ in 0..1_000 {
-            let _ = retry.clone().run(None, fail).await;
+            let _ = retry.clone().run(first(), fail).await;
         }
         let throttled = attempts.swap(0, Ordering::Relaxed);
         assert!((1_000..1_050).contains(&throttled), "{throttled}");
 
         let retry = Retry::new(RetryPolicy::default());
         for _ in 0..1_000 {
-            let _ = retry.clone().run(None, fail).await;
+            let _ = retry.clone().run(first(), fail).await;
         }
         assert_eq!(attempts.into_inner(), 5_000);
     }

@@ -1,4 +1,4 @@
-//! What a [`tonic::Status`] tells beyond its code: where it came from, and what stands in its details.
+//! Extensions of [`tonic::Status`]: where a status came from, how far its call got, and its details.
 
 mod classify;
 
@@ -7,22 +7,75 @@ use std::{error::Error, fmt, sync::Arc};
 use prost::{Message, Name};
 use tonic::{Code, Status};
 
-pub(crate) use self::classify::classify;
+pub(crate) use self::classify::{classify, is_unprocessed};
 use crate::proto::rpc;
 
-/// Reads more out of a [`tonic::Status`].
+/// Extension methods of [`tonic::Status`].
 ///
 /// ```
 /// use longrunning::StatusExt as _;
 ///
-/// let status = tonic::Status::deadline_exceeded("no answer within 10s");
+/// let status = tonic::Status::deadline_exceeded("no response within 10s");
 /// assert_eq!(status.http_code(), 504);
 /// assert_eq!(status.code_name(), "DEADLINE_EXCEEDED");
-/// assert_eq!(status.origin(), None); // this crate never touched it
+/// assert_eq!(status.origin(), None); // this crate has not returned it
 /// ```
 pub trait StatusExt: sealed::Sealed {
-    /// Returns who decided on this status; `None` for one that this crate never touched.
+    /// Returns where this status came from; `None` if this crate has not returned it.
     fn origin(&self) -> Option<Origin>;
+
+    /// Returns whether a server may have seen the call; `None` if this crate has not returned the
+    /// status.
+    ///
+    /// It covers all attempts of the call: if the last one was not sent, but the server may have seen an
+    /// earlier one, this is [`MaybeSent`](Delivery::MaybeSent).
+    ///
+    /// ```
+    /// # use longrunning::{OperationsClient, RetryPolicy};
+    /// use longrunning::{Delivery, StatusExt as _};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// # let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    /// # drop(listener);
+    /// # let client = OperationsClient::builder(endpoint).retry(RetryPolicy::none()).connect_lazy()?;
+    /// let failure = client.delete_operation("operations/1").await.unwrap_err();
+    /// match failure.delivery() {
+    ///     Some(Delivery::NotSent) => println!("the operation was certainly not deleted"),
+    ///     _ => println!("the operation may have been deleted"),
+    /// }
+    /// # assert_eq!(failure.delivery(), Some(Delivery::NotSent));
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn delivery(&self) -> Option<Delivery>;
+
+    /// Marks the status as one whose call is retried by a [`RetryPolicy`](crate::RetryPolicy), whatever
+    /// its code.
+    ///
+    /// For layers of a custom stack, whose statuses are otherwise not retried. The other rules of the
+    /// policy apply: the number of attempts, the deadline, and the throttle.
+    ///
+    /// ```
+    /// use longrunning::StatusExt as _;
+    /// use tonic::{Request, Status};
+    ///
+    /// /// An interceptor that refuses calls while a feature flag is off.
+    /// fn gate(request: Request<()>) -> Result<Request<()>, Status> {
+    ///     # let open = false;
+    ///     if open {
+    ///         Ok(request)
+    ///     } else {
+    ///         Err(Status::unavailable("the gate is closed").into_retryable())
+    ///     }
+    /// }
+    /// # assert!(gate(Request::new(())).is_err());
+    /// ```
+    #[must_use]
+    fn into_retryable(self) -> Self
+    where
+        Self: Sized;
 
     /// Returns the HTTP status code with which the REST method would have answered.
     ///
@@ -39,29 +92,55 @@ pub trait StatusExt: sealed::Sealed {
     fn detail<M: Message + Name + Default>(&self) -> Option<M>;
 }
 
-/// Who decided on a status.
+/// Where a status came from.
 ///
-/// Exhaustive: a call ends with the server's word, without it, or before it was needed.
+/// Exhaustive: a call ends with the server's status, without it, or before the server was needed.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Origin {
-    /// The client itself: a bad argument, the deadline, credentials, an answer that cannot be decoded.
+    /// The client itself: an invalid argument, the deadline, credentials, a response that cannot be
+    /// decoded.
     ///
-    /// So count, too, the statuses of a layer of the stack, such as an interceptor, and of a
-    /// generated server in this very process: both come as they are, not as a `grpc-status`, and
-    /// nothing tells one from the other. Only the emulator marks its own as
-    /// [`Server`](Self::Server). No [`RetryPolicy`](crate::RetryPolicy) makes a call again that
-    /// ended so.
+    /// Statuses of a layer of the stack, such as an interceptor, and of a generated server in the same
+    /// process count as the client's: they do not arrive as a `grpc-status`. Only the emulator marks its
+    /// own as [`Server`](Self::Server). A [`RetryPolicy`](crate::RetryPolicy) does not retry them, unless
+    /// they are [marked as retryable](StatusExt::into_retryable).
     Client,
     /// The server: a `grpc-status` arrived.
     Server,
-    /// Neither: the call ended without a `grpc-status`, for the connection or a proxy failed it.
+    /// Neither: the call ended without a `grpc-status`, because the connection or a proxy failed.
     Transport,
+}
+
+/// Whether a server may have seen a call.
+///
+/// Exhaustive: either it is certain that none has, or that one has, or it is not known.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Delivery {
+    /// No server has processed any of the call: it was not sent, or the server reported that it did not
+    /// process it (`REFUSED_STREAM`, or a `GOAWAY` that excludes the call).
+    NotSent,
+    /// The call was sent, at least in part, and no response arrived: the server may have processed it.
+    ///
+    /// The status of a layer of a custom stack counts as this, because a layer may fail a call before or
+    /// after it was sent.
+    MaybeSent,
+    /// A response arrived, at least in part.
+    Answered,
 }
 
 impl StatusExt for Status {
     fn origin(&self) -> Option<Origin> {
         Some(marker(self)?.origin)
+    }
+
+    fn delivery(&self) -> Option<Delivery> {
+        Some(marker(self)?.delivery)
+    }
+
+    fn into_retryable(self) -> Self {
+        with_retry(mark(self, Origin::Client, Delivery::MaybeSent), true)
     }
 
     fn http_code(&self) -> u16 {
@@ -136,50 +215,106 @@ impl TryFrom<&Status> for rpc::Status {
     }
 }
 
-/// Makes a status that is decided here.
+/// Creates a status of the client itself, for a call that was not sent.
 pub(crate) fn local(code: Code, message: impl Into<String>) -> Status {
-    mark(Status::new(code, message), Origin::Client)
+    mark(
+        Status::new(code, message),
+        Origin::Client,
+        Delivery::NotSent,
+    )
 }
 
-/// Notes who decided on a status, unless that is noted already. Its source stays reachable.
-pub(crate) fn mark(mut status: Status, origin: Origin) -> Status {
+/// Records where a status came from, and how far its call got, unless that is recorded already. Its
+/// source stays reachable.
+pub(crate) fn mark(mut status: Status, origin: Origin, delivery: Delivery) -> Status {
     if marker(&status).is_none() {
-        // A status lends its source and does not give it: a clone keeps it reachable.
+        // A status lends its source but does not give it away: a clone keeps it reachable.
         let cause = status
             .source()
             .is_some()
             .then(|| Arc::new(status.clone()) as _);
-        status.set_source(Arc::new(Marker { origin, cause }));
+        status.set_source(Arc::new(Marker {
+            origin,
+            delivery,
+            retry: None,
+            cause,
+        }));
     }
     status
 }
 
-/// Makes a status that an error caused.
+/// Creates a status with a cause.
 pub(crate) fn caused(
     code: Code,
     message: impl Into<String>,
     origin: Origin,
+    delivery: Delivery,
     cause: impl Into<Box<dyn Error + Send + Sync>>,
 ) -> Status {
     let mut status = Status::new(code, message);
     status.set_source(Arc::new(Marker {
         origin,
+        delivery,
+        retry: None,
         cause: Some(cause.into().into()),
     }));
     status
+}
+
+/// Replaces how far the call of a status got.
+pub(crate) fn with_delivery(status: Status, delivery: Delivery) -> Status {
+    change(status, |marker| marker.delivery = delivery)
+}
+
+/// Records whether the call is retried, in place of what the code says.
+pub(crate) fn with_retry(status: Status, retry: bool) -> Status {
+    change(status, |marker| marker.retry = Some(retry))
+}
+
+/// Returns whether the call is retried, if something other than the code decides that.
+pub(crate) fn retry(status: &Status) -> Option<bool> {
+    marker(status)?.retry
+}
+
+fn change(mut status: Status, change: impl FnOnce(&mut Marker)) -> Status {
+    if let Some(marker) = marker(&status) {
+        let mut marker = marker.clone();
+        change(&mut marker);
+        status.set_source(Arc::new(marker));
+    }
+    status
+}
+
+/// Finds an error of this type among the sources of a status.
+pub(crate) fn cause<E: Error + 'static>(status: &Status) -> Option<&E> {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn marker(status: &Status) -> Option<&Marker> {
     status.source()?.downcast_ref()
 }
 
-/// The source of every status that this crate has touched.
+/// The source of every status that this crate returns.
+#[derive(Clone)]
 struct Marker {
     origin: Origin,
+    delivery: Delivery,
+    /// Whether the call is retried, where its code does not decide: a layer asks for it, or
+    /// Response-Headers have arrived, after which
+    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)
+    /// allows no retry.
+    retry: Option<bool>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
-// A status shows its source with `Debug`.
+// `Debug` of a status includes its source.
 impl fmt::Debug for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let origin = self.origin;
@@ -187,7 +322,7 @@ impl fmt::Debug for Marker {
             return write!(f, "{origin:?}");
         };
         match cause.downcast_ref::<Status>() {
-            // It would show its own source, and so on.
+            // Its own `Debug` would include its source, and so on.
             Some(status) => write!(f, "{origin:?}({:?}: {})", status.code(), status.message()),
             None => write!(f, "{origin:?}({cause})"),
         }
@@ -197,8 +332,8 @@ impl fmt::Debug for Marker {
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.origin {
-            Origin::Client => "decided by the client",
-            Origin::Server => "decided by the server",
+            Origin::Client => "the client's status",
+            Origin::Server => "the server's status",
             Origin::Transport => "the call ended without a grpc-status",
         })
     }

@@ -18,7 +18,7 @@ use tokio::{
 use tonic::{Code, Status};
 
 use crate::{
-    status::{Origin, caused, local},
+    status::{Delivery, Origin, caused, local},
     trace,
 };
 
@@ -101,6 +101,7 @@ pub(crate) fn not_run(error: JoinError) -> Status {
         Code::Unavailable,
         "the tokio runtime that made the call has ended",
         Origin::Client,
+        Delivery::MaybeSent,
         error,
     )
 }

@@ -44,6 +44,14 @@ pub(crate) fn no_token(failure: &Status, wait: Duration) {
     event!(code = ?failure.code(), failure = failure.message(), ?wait, "no token has come");
 }
 
+pub(crate) fn throttle_started() {
+    event!("retry throttle started: failed calls are not retried");
+}
+
+pub(crate) fn throttle_stopped() {
+    event!("retry throttle stopped");
+}
+
 pub(crate) fn retrying(attempts: u32, failure: &Status, wait: Duration) {
     event!(attempts, code = ?failure.code(), ?wait, "an attempt failed");
 }

@@ -27,8 +27,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request, Response, Uri, Version,
-    header::USER_AGENT,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version,
+    header::{CONTENT_TYPE, TE, USER_AGENT},
     uri::{Authority, Scheme},
 };
 use tokio::{
@@ -41,21 +41,22 @@ use tower::Service;
 pub use self::body::ResponseBody;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connector::Tls;
-use self::{
-    body::Collecting,
-    call::{PendingCall, QUEUED, UNANSWERED},
-    opening::{connect_first, spawn_connection},
-    pool::Pool,
-};
 pub(crate) use self::{
+    body::Chunks,
     call::{Unary, Unsent},
     connector::Connector,
     dial::{Dial, is_localhost},
     pool::PoolConfig,
 };
+use self::{
+    body::Collecting,
+    call::PendingCall,
+    opening::{connect_first, spawn_connection},
+    pool::Pool,
+};
 use crate::{
-    deadline::{Deadline, timeout_in},
-    status::{Origin, local, mark},
+    deadline::{Deadline, GRPC_TIMEOUT, Stage, Waited, timeout_in},
+    status::{Delivery, Origin, local, mark},
     task::runtime,
 };
 
@@ -226,7 +227,7 @@ impl Service<Request<Body>> for Transport {
         let collected = body.poll(&mut Context::from_waker(Waker::noop()));
         ResponseFuture(match collected {
             Poll::Ready(body) => body.and_then(|body| shared.queue(head, body)).into(),
-            Poll::Pending => Stage::Collecting(Box::new((shared, head, body))),
+            Poll::Pending => CallState::Collecting(Box::new((shared, head, body))),
         })
     }
 }
@@ -235,9 +236,9 @@ impl Service<Request<Body>> for Transport {
 ///
 /// Dropping it removes the call from the queue, or cancels it at the server.
 #[must_use = "dropping the future cancels the call"]
-pub struct ResponseFuture(Stage);
+pub struct ResponseFuture(CallState);
 
-enum Stage {
+enum CallState {
     /// The body of the request is being collected.
     Collecting(Box<(Arc<Shared>, Request<()>, Collecting)>),
     Waiting(WaitingCall),
@@ -245,7 +246,7 @@ enum Stage {
     Done,
 }
 
-impl From<Result<WaitingCall, Status>> for Stage {
+impl From<Result<WaitingCall, Status>> for CallState {
     fn from(queued: Result<WaitingCall, Status>) -> Self {
         match queued {
             Ok(waiting) => Self::Waiting(waiting),
@@ -258,20 +259,20 @@ impl Future for ResponseFuture {
     type Output = Result<Response<ResponseBody>, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let stage = &mut self.0;
-        if let Stage::Collecting(collecting) = stage {
+        let state = &mut self.0;
+        if let CallState::Collecting(collecting) = state {
             let (shared, head, body) = &mut **collecting;
             let body = ready!(body.poll(cx));
             let (shared, head) = (shared.clone(), mem::take(head));
-            *stage = body.and_then(|body| shared.queue(head, body)).into();
+            *state = body.and_then(|body| shared.queue(head, body)).into();
         }
-        if let Stage::Waiting(waiting) = stage {
+        if let CallState::Waiting(waiting) = state {
             let result = ready!(waiting.poll(cx));
-            *stage = Stage::Done;
+            *state = CallState::Done;
             return Poll::Ready(result);
         }
-        Poll::Ready(Err(match mem::replace(stage, Stage::Done) {
-            Stage::Failed(status) => status,
+        Poll::Ready(Err(match mem::replace(state, CallState::Done) {
+            CallState::Failed(status) => status,
             _ => local(
                 Code::Internal,
                 "the future of a call was polled after completion",
@@ -297,6 +298,7 @@ impl Shared {
         let (reply, response) = oneshot::channel();
         let queued_at = Instant::now();
         let deadline = timeout.and_then(|timeout| Deadline::after(timeout, queued_at));
+        let deadline = deadline.map(|it| it.or_earlier(unary.and_then(|unary| unary.deadline)));
         let call = PendingCall {
             head,
             body,
@@ -304,7 +306,7 @@ impl Shared {
             deadline,
             queued_at,
             number: 0,
-            refused: false,
+            refused: unary.is_some_and(|unary| unary.is_retry),
             avoid: None,
             reply,
         };
@@ -322,6 +324,9 @@ impl Shared {
             number: pushed.number,
             response,
             deadline,
+            queued_at,
+            last_queued_at: queued_at,
+            is_polled: false,
             timer: due.map(|due| Box::pin(sleep_until(due))),
             has_ended: false,
         };
@@ -334,8 +339,8 @@ impl Shared {
     fn set_defaults(&self, head: &mut Request<()>) {
         *head.version_mut() = Version::HTTP_2;
         if !head.headers().contains_key(USER_AGENT) {
-            let user_agent = self.user_agent.clone();
-            head.headers_mut().insert(USER_AGENT, user_agent);
+            let headers = mem::take(head.headers_mut());
+            *head.headers_mut() = with_user_agent(headers, self.user_agent.clone());
         }
         if head.uri().authority().is_none() {
             let mut parts = mem::take(head.uri_mut()).into_parts();
@@ -351,8 +356,36 @@ impl Shared {
             "{}: the tokio runtime that drove the connection has ended",
             self.authority
         );
-        mark(Status::unavailable(message), Origin::Transport)
+        mark(
+            Status::unavailable(message),
+            Origin::Transport,
+            Delivery::MaybeSent,
+        )
     }
+}
+
+/// Adds the user agent to the headers of another client than [`OperationsClient`], and puts those of the
+/// protocol before custom metadata, see
+/// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
+///
+/// [`OperationsClient`]: crate::OperationsClient
+fn with_user_agent(mut headers: HeaderMap, user_agent: HeaderValue) -> HeaderMap {
+    const PROTOCOL: [HeaderName; 5] = [
+        GRPC_TIMEOUT,
+        TE,
+        CONTENT_TYPE,
+        HeaderName::from_static("grpc-encoding"),
+        HeaderName::from_static("grpc-accept-encoding"),
+    ];
+    let mut ordered = HeaderMap::with_capacity(headers.len() + 1);
+    for name in PROTOCOL {
+        if let Some(value) = headers.remove(&name) {
+            ordered.insert(name, value);
+        }
+    }
+    ordered.insert(USER_AGENT, user_agent);
+    ordered.extend(headers);
+    ordered
 }
 
 /// A call that waits for its response, in the queue or on a connection.
@@ -361,6 +394,10 @@ struct WaitingCall {
     number: u64,
     response: oneshot::Receiver<Result<Response<ResponseBody>, Status>>,
     deadline: Option<Deadline>,
+    queued_at: Instant,
+    /// When a check last found the call in the queue.
+    last_queued_at: Instant,
+    is_polled: bool,
     /// The time of the next [`check`](Self::check), if one is needed.
     timer: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
@@ -372,6 +409,10 @@ impl WaitingCall {
             self.has_ended = true;
             return Poll::Ready(result.unwrap_or_else(|_| Err(self.shared.runtime_ended())));
         }
+        // `OperationsClient` polls this when the deadline has passed, and there may be no timer.
+        if mem::replace(&mut self.is_polled, true) && self.has_expired(Instant::now()) {
+            self.check(Instant::now())?;
+        }
         while let Some(timer) = &mut self.timer {
             ready!(timer.as_mut().poll(cx));
             let next = self.check(Instant::now())?;
@@ -382,20 +423,33 @@ impl WaitingCall {
         Poll::Pending
     }
 
+    fn has_expired(&self, now: Instant) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline.has_passed(now))
+    }
+
     /// Checks the deadline and the queue. Returns when to check again.
     ///
     /// # Errors
     ///
     /// - `DEADLINE_EXCEEDED`: the deadline has passed.
     /// - `UNAVAILABLE`: the call has no deadline, and was queued for too long.
-    fn check(&self, now: Instant) -> Result<Instant, Status> {
+    fn check(&mut self, now: Instant) -> Result<Instant, Status> {
         let pool = &self.shared.pool;
-        let queued_at = pool.check_queued(self.number);
+        let queued = pool.check_queued(self.number);
         if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed(now)) {
-            let reason = queued_at.map_or(UNANSWERED, |_| QUEUED);
-            return Err(deadline.exceeded(reason));
+            let since = |instant| now.saturating_duration_since(instant);
+            let in_queue = self
+                .last_queued_at
+                .saturating_duration_since(self.queued_at);
+            return Err(deadline.exceeded(match queued {
+                Some((_, stage)) => Waited::new(stage, since(self.queued_at)),
+                None => Waited::new(Stage::Answer, since(self.last_queued_at))
+                    .after(Stage::Stream, in_queue),
+            }));
         }
-        if let Some(queued_at) = queued_at {
+        if let Some((queued_at, _)) = queued {
+            self.last_queued_at = now;
             pool.open_if_needed();
             if self.deadline.is_none() && now >= queued_at + QUEUE_TIMEOUT {
                 return Err(local(
@@ -405,7 +459,7 @@ impl WaitingCall {
             }
         }
         let expiry = self.deadline.map(|deadline| deadline.at());
-        Ok(match queued_at {
+        Ok(match queued {
             Some(_) => (now + CHECK_INTERVAL).min(expiry.unwrap_or(now + CHECK_INTERVAL)),
             // It may be put back, and then nothing else would end it.
             None => expiry.unwrap_or(now + QUEUE_TIMEOUT),

@@ -273,18 +273,188 @@ async fn a_message_that_is_not_compressed_is_read_whatever_grpc_encoding_says() 
     }
 }
 
+/// A compressed message, with its prefix.
+fn compressed(message: &[u8]) -> Bytes {
+    let mut bytes = vec![1];
+    bytes.extend_from_slice(&u32::try_from(message.len()).expect("small").to_be_bytes());
+    bytes.extend_from_slice(message);
+    bytes.into()
+}
+
 #[tokio::test]
-async fn a_compressed_message_is_internal_and_names_the_encoding() {
-    for encoding in ["gzip", "brotli"] {
-        let compressed = || Ok(Frame::data(Bytes::from_static(&[1, 0, 0, 0, 1, 0])));
+async fn a_compressed_message_that_cannot_be_decoded_is_internal_and_the_text_has_the_remedy() {
+    let gzip = "\"gzip\": enable the feature \"gzip\" of longrunning, which decodes that";
+    let deflate = "\"deflate\": no feature of longrunning decodes that";
+    for (encoding, expected) in [("gzip", gzip), ("deflate", deflate)] {
+        if encoding == "gzip" && cfg!(feature = "gzip") {
+            continue; // another test decodes it
+        }
+        let message = || Ok(Frame::data(compressed(b"x")));
         let ok = || trailers(&[("grpc-status", b"0")]);
-        let stack = answering(move || (encoded(encoding), vec![compressed(), ok()]));
+        let stack = answering(move || (encoded(encoding), vec![message(), ok()]));
         let (code, origin, text) = failure(stack).await;
         assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
-        let expected = format!(
-            "cannot read the answer: its message is compressed with {encoding:?}, but the client does not accept compressed messages"
-        );
+        let expected = format!("cannot read the answer: its message is compressed with {expected}");
         assert_eq!(text, expected);
+    }
+    let message = || Ok(Frame::data(compressed(b"x")));
+    let ok = || trailers(&[("grpc-status", b"0")]);
+    let (code, _, text) = failure(answering(move || (grpc(), vec![message(), ok()]))).await;
+    assert_eq!(code, Code::Internal);
+    assert!(
+        text.contains("the header grpc-encoding is missing"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_later_status_wins_over_a_message_that_cannot_be_decoded() {
+    let messages: [&[u8]; 4] = [
+        &[1, 0, 0, 0, 1, 0], // compressed, but not with an encoding that is accepted
+        &[7, 0, 0, 0, 1, 0], // an invalid Compressed-Flag
+        &[0, 0, 0, 0, 2, 0], // only a part of it
+        &[0, 0, 0],
+    ];
+    for message in messages {
+        let message = move || Ok(Frame::data(Bytes::from_static(message)));
+        let denied = || trailers(&[("grpc-status", b"7"), ("grpc-message", b"no")]);
+        let stack = answering(move || (encoded("brotli"), vec![message(), denied()]));
+        let expected = (
+            Code::PermissionDenied,
+            Some(Origin::Server),
+            "no".to_owned(),
+        );
+        assert_eq!(failure(stack).await, expected);
+    }
+}
+
+#[cfg(feature = "gzip")]
+mod gzip {
+    use std::{
+        io::Write as _,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    fn gzipped(message: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(message).expect("to memory");
+        encoder.finish().expect("to memory")
+    }
+
+    /// Gets an operation from a stack that answers with this compressed message.
+    async fn get(message: Vec<u8>) -> Result<longrunning::Operation, Status> {
+        let answer = move || {
+            let message = Ok(Frame::data(compressed(&message)));
+            let ok = trailers(&[("grpc-status", b"0")]);
+            (encoded("gzip"), vec![message, ok])
+        };
+        OperationsClient::new(answering(answer))
+            .get_operation(NAME)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_compressed_with_gzip_is_decoded() {
+        use prost::Message as _;
+        let operation = longrunning::Operation {
+            name: NAME.to_owned(),
+            done: true,
+            ..longrunning::Operation::default()
+        };
+        let found = get(gzipped(&operation.encode_to_vec())).await;
+        assert_eq!(found.expect("it is decoded"), operation);
+    }
+
+    #[tokio::test]
+    async fn data_that_is_not_gzip_is_internal() {
+        let mut cut_short = gzipped(&[0; 1000]);
+        cut_short.truncate(12);
+        for message in [b"not gzip".to_vec(), cut_short] {
+            let status = get(message).await.expect_err("it cannot be decoded");
+            assert_eq!(status.code(), Code::Internal);
+            assert!(status.message().contains("is not valid gzip"), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_large_once_decoded_is_resource_exhausted() {
+        let message = gzipped(&vec![0; 100 << 20]);
+        assert!(message.len() < 200_000);
+        let status = get(message).await.expect_err("it is larger than 4 MiB");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("more than 4194304"), "{status}");
+    }
+
+    #[tokio::test]
+    async fn gzip_is_advertised() {
+        let seen = Arc::<Mutex<Vec<HeaderMap>>>::default();
+        let log = seen.clone();
+        let stack = service_fn(move |request: Request<Body>| {
+            let headers = request.headers().clone();
+            log.lock().expect("no panic").push(headers);
+            ready(Ok::<_, Infallible>(
+                head(200, &[("grpc-status", b"12")]).map(|()| Body::default()),
+            ))
+        });
+        cancel(stack).await.expect_err("UNIMPLEMENTED");
+        let seen = seen.lock().expect("no panic");
+        assert_eq!(seen[0]["grpc-accept-encoding"], "gzip");
+    }
+}
+
+#[cfg(not(feature = "gzip"))]
+#[tokio::test]
+async fn no_encoding_is_advertised_without_the_feature() {
+    let stack = service_fn(|request: Request<Body>| {
+        let is_there = request.headers().contains_key("grpc-accept-encoding");
+        let code: &[u8] = if is_there { b"3" } else { b"12" };
+        ready(Ok::<_, Infallible>(
+            head(200, &[("grpc-status", code)]).map(|()| Body::default()),
+        ))
+    });
+    let status = cancel(stack).await.expect_err("it never succeeds");
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_second_message_is_internal_at_once() {
+    // The stream never ends: what follows the message must not be waited for.
+    for more in [&[0, 0, 0, 0, 0][..], &[0], &[9; 100]] {
+        let stack = service_fn(move |_: Request<Body>| {
+            let frames = [message(), Ok(Frame::data(Bytes::from_static(more)))];
+            let endless =
+                tokio_stream::StreamExt::chain(tokio_stream::iter(frames), tokio_stream::pending());
+            let body = StreamBody::new(endless);
+            ready(Ok::<_, Infallible>(grpc().map(|()| body)))
+        });
+        let (code, origin, text) = failure(stack).await;
+        assert_eq!((code, origin), (Code::Internal, Some(Origin::Client)));
+        assert!(text.contains("followed by more data"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_status_is_used_whatever_the_http_status() {
+    type Headers = &'static [(&'static str, &'static [u8])];
+    const DENIED: Headers = &[("grpc-status", b"7"), ("grpc-message", b"no")];
+    const CONTENT_TYPES: [Headers; 2] = [&[], &[("content-type", b"application/grpc")]];
+    for http in [200, 400, 404, 429, 500, 503] {
+        let expected = (
+            Code::PermissionDenied,
+            Some(Origin::Server),
+            "no".to_owned(),
+        );
+        let in_head = move || (head(http, DENIED), vec![]);
+        assert_eq!(failure(answering(in_head)).await, expected, "{http}");
+        for content_type in CONTENT_TYPES {
+            let in_trailers = move || (head(http, content_type), vec![trailers(DENIED)]);
+            assert_eq!(failure(answering(in_trailers)).await, expected, "{http}");
+        }
+        let ok = || trailers(&[("grpc-status", b"0")]);
+        let success = move || (head(http, &[]), vec![message(), ok()]);
+        cancel(answering(success)).await.expect("grpc-status is 0");
     }
 }
 
@@ -406,7 +576,10 @@ async fn a_deadline_ends_a_call_wherever_it_hangs() {
         (status.code(), status.origin()),
         (Code::DeadlineExceeded, Some(Origin::Client))
     );
-    assert_eq!(status.message(), "no answer to CancelOperation within 2s");
+    assert_eq!(
+        status.message(),
+        "no answer to CancelOperation within 2s: waited 2s for the answer"
+    );
 
     let in_body = service_fn(|_: Request<Body>| {
         let body = StreamBody::new(tokio_stream::pending::<Result<Frame<Bytes>, Infallible>>());
@@ -422,7 +595,10 @@ async fn a_deadline_ends_a_call_wherever_it_hangs() {
         (status.code(), status.origin()),
         (Code::DeadlineExceeded, Some(Origin::Client))
     );
-    assert_eq!(status.message(), "no answer to CancelOperation within 30ms");
+    assert_eq!(
+        status.message(),
+        "no answer to CancelOperation within 30ms: waited 30ms for the answer"
+    );
 }
 
 #[tokio::test(start_paused = true)]

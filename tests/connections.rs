@@ -16,7 +16,11 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use longrunning::{
-    Builder, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _, Transport,
+    Builder, Credentials, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _,
+    Transport,
+    proto::{
+        GetOperationRequest, WaitOperationRequest, operations_client::OperationsClient as AnyClient,
+    },
 };
 use tokio::{
     net::TcpStream,
@@ -24,7 +28,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Request, Status, body::Body};
 use tower::ServiceExt as _;
 
 use self::support::{
@@ -636,9 +640,65 @@ async fn the_server_sees_the_authority_and_the_user_agent() {
     let builder = builder(server.url()).user_agent("tests/1");
     let client = builder.connect().await.expect("a server");
     client.cancel_operation(NAME).await.expect("an answer");
-    let agent = concat!("tests/1 longrunning/", env!("CARGO_PKG_VERSION"));
+    let agent = concat!("tests/1 grpc-rust-longrunning/", env!("CARGO_PKG_VERSION"));
     assert_eq!(server.seen.header("user-agent"), [Some(agent.to_owned())]);
     let heads = server.seen.heads.lock().expect("no panic");
     let authority = heads[0].uri.authority().map(ToString::to_string);
     assert_eq!(authority, Some(server.addr.to_string()));
+}
+
+#[tokio::test]
+async fn the_headers_of_the_protocol_stand_before_custom_metadata() {
+    let server = Server::start(Habits::default());
+    let auth = Credentials::bearer_token("ya29.c").interceptor().await;
+    let auth = auth.expect("it is fixed");
+    // With and without each of what has a place among the headers.
+    let client = OperationsClient::builder(server.url()).connect().await;
+    let timed = client.expect("a server");
+    let untimed = OperationsClient::new(timed.stack().clone());
+    for client in [&timed, &untimed] {
+        let mut request = Request::new(WaitOperationRequest {
+            name: NAME.to_owned(),
+            ..WaitOperationRequest::default()
+        });
+        let metadata = request.metadata_mut();
+        for name in ["a-first", "grpc-encoding", "te", "z-last"] {
+            metadata.insert(name, "x".parse().expect("ASCII"));
+        }
+        let _ = client.wait_operation(request).await;
+        let _ = client.cancel_operation(NAME).await;
+        let client = client.clone().with_credentials(auth.clone());
+        let _ = client.get_operation(NAME).await;
+    }
+    // Another generated client over the same stack, which tonic gives its headers.
+    let mut other = AnyClient::new(timed.stack().clone());
+    let mut request = Request::new(GetOperationRequest::default());
+    request.set_timeout(Duration::from_secs(5));
+    let metadata = request.metadata_mut();
+    metadata.insert("a-first", "x".parse().expect("ASCII"));
+    let _ = other.get_operation(request).await;
+    let protocol = [
+        "grpc-timeout",
+        "te",
+        "content-type",
+        "grpc-accept-encoding",
+        "user-agent",
+    ];
+    let heads = server.seen.heads.lock().expect("no panic");
+    assert_eq!(heads.len(), 7);
+    for head in heads.iter() {
+        let names: Vec<_> = head.headers.keys().map(|name| name.as_str()).collect();
+        let places = names
+            .iter()
+            .map(|name| protocol.iter().position(|other| other == name));
+        let places: Vec<_> = places.collect();
+        let of_protocol = places.iter().flatten().count();
+        let (first, rest) = places.split_at(of_protocol);
+        assert!(first.is_sorted() && !first.contains(&None), "{names:?}");
+        assert!(rest.iter().all(Option::is_none), "{names:?}");
+    }
+    let reserved = |head: &http::request::Parts| {
+        head.headers["te"] == "trailers" && !head.headers.contains_key("grpc-encoding")
+    };
+    assert!(heads.iter().all(reserved));
 }

@@ -187,11 +187,11 @@ async fn a_call_without_a_token_tells_why_when_its_time_is_up() {
     let status = client.get_operation(NAME).await.expect_err("no token");
     assert_eq!(
         (status.code(), status.origin()),
-        (Code::Unavailable, Some(Origin::Client))
+        (Code::DeadlineExceeded, Some(Origin::Client))
     );
     assert_eq!(
         status.message(),
-        "credentials: no token came before the call's deadline"
+        "no answer to GetOperation within 3s: waited 3s for a token; not sent"
     );
     assert_eq!(emulator.calls().len(), 0);
 }
@@ -421,7 +421,8 @@ async fn what_a_source_heard_of_its_own_server_is_not_the_word_of_the_server_cal
         ),
         (
             Status::failed_precondition("not now"),
-            Code::FailedPrecondition,
+            // No call ends with FAILED_PRECONDITION because of credentials, see gRFC A54.
+            Code::Unauthenticated,
         ),
     ] {
         let vault = Emulator::start().await.expect("a free port");
@@ -452,5 +453,44 @@ async fn what_a_source_heard_of_its_own_server_is_not_the_word_of_the_server_cal
             "its own server's word is kept as the cause: {status:?}"
         );
     }
+    assert_eq!(server.calls().len(), 0);
+}
+
+#[tokio::test]
+async fn failures_of_credentials_have_the_codes_of_grfc_a54() {
+    let server = emulator().await;
+    for code in (1..=16).map(Code::from_i32) {
+        let failing = || Credentials::custom(Failing(Status::new(code, "planted")));
+        let builder = || OperationsClient::builder(server.endpoint()).credentials(failing());
+        let client = builder().connect_lazy().expect("a good endpoint");
+        let client = client.with_timeout(Duration::from_millis(300));
+        let status = client.get_operation(NAME).await.expect_err("no token");
+        let is_allowed = matches!(
+            status.code(),
+            Code::Unauthenticated | Code::Unavailable | Code::Internal
+        );
+        assert!(is_allowed, "{code:?}: {status:?}");
+        assert!(status.message().contains("planted"), "{status:?}");
+
+        // Any other generated client, too.
+        let auth = failing().interceptor_lazy().expect("a runtime");
+        let _ = tokio::time::timeout(Duration::from_secs(1), auth.ready()).await;
+        let mut other = longrunning::proto::operations_client::OperationsClient::with_interceptor(
+            client.stack().clone(),
+            auth,
+        );
+        let request = longrunning::proto::GetOperationRequest::default();
+        let status = other.get_operation(request).await.expect_err("no token");
+        let is_allowed = matches!(
+            status.code(),
+            Code::Unauthenticated | Code::Unavailable | Code::Internal
+        );
+        assert!(is_allowed, "{code:?}: {status:?}");
+    }
+    // Where the set-up itself is wrong, it may say so.
+    let failing = Credentials::custom(Failing(Status::failed_precondition("not now")));
+    let builder = OperationsClient::builder(server.endpoint()).credentials(failing);
+    let status = builder.connect().await.expect_err("no token");
+    assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(server.calls().len(), 0);
 }

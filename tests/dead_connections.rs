@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    io,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -184,99 +183,6 @@ async fn a_call_that_was_dropped_before_its_deadline_suspects_nothing() {
 }
 
 #[tokio::test]
-async fn keepalive_finds_a_dead_connection_under_a_call_and_leaves_an_idle_one_alone() {
-    let pings = Arc::<AtomicUsize>::default();
-    let counter = pings.clone();
-    let listener = Listener::start(move |_, io: TcpStream| {
-        let counter = counter.clone();
-        async move {
-            let mut peer = Peer::accept(io).await?;
-            let stream = peer.call().await?;
-            peer.answer(stream).await?;
-            peer.call().await?; // idle until here
-            counter.store(peer.pings, Ordering::SeqCst);
-            peer.pongs = false;
-            peer.ignore(Duration::from_secs(60)).await
-        }
-    });
-    let (interval, patience) = (Duration::from_millis(50), Duration::from_millis(100));
-    let client = builder(&listener).keepalive(interval, patience);
-    let client = client.connect().await.expect("a server");
-    client.cancel_operation(NAME).await.expect("an answer");
-    sleep(6 * interval).await;
-    let begin = Instant::now();
-    let status = client.cancel_operation(NAME).await.expect_err("silence");
-    assert_eq!(pings.load(Ordering::SeqCst), 0, "while it was idle");
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(
-        status
-            .message()
-            .contains("no data received within 100ms of a ping"),
-        "{status:?}"
-    );
-    let most = 2 * interval + 2 * patience + Duration::from_millis(300);
-    assert!(begin.elapsed() < most, "{:?}", begin.elapsed());
-}
-
-#[tokio::test]
-async fn a_server_with_too_many_pings_is_pinged_less() {
-    // As a gRPC server with a minimum of 200 ms: the third ping that comes too early is too many.
-    let times = Arc::<std::sync::Mutex<Vec<Duration>>>::default();
-    let lives = times.clone();
-    let listener = Listener::start(move |_, io: TcpStream| {
-        let lives = lives.clone();
-        async move {
-            let begin = Instant::now();
-            let mut peer = Peer::accept(io).await?;
-            let stream = peer.call().await?;
-            let mut last = begin;
-            let mut strikes = 0;
-            let mut seen = 0;
-            loop {
-                tokio::select! {
-                    frame = peer.next() => drop(frame?),
-                    () = sleep(Duration::from_millis(1)) => {}
-                }
-                if peer.pings > seen {
-                    seen = peer.pings;
-                    strikes += usize::from(last.elapsed() < Duration::from_millis(200));
-                    last = Instant::now();
-                }
-                if strikes > 2 {
-                    peer.goaway(stream, 11, "too_many_pings").await?;
-                    lives.lock().expect("no panic").push(begin.elapsed());
-                    return Ok::<_, io::Error>(());
-                }
-                if seen == 6 {
-                    peer.answer(stream).await?;
-                }
-            }
-        }
-    });
-    let interval = Duration::from_millis(60);
-    let client = builder(&listener).keepalive(interval, Duration::from_secs(1));
-    let client = client.max_connections(NonZeroUsize::MIN).connect_lazy();
-    let client = client.expect("a client");
-    for life in 1..=2 {
-        let status = client
-            .cancel_operation(NAME)
-            .await
-            .expect_err("too many pings");
-        assert_eq!(status.code(), Code::Unavailable, "{life}: {status:?}");
-        assert!(
-            status.message().contains("closed") || status.message().contains("too_many_pings"),
-            "{status:?}"
-        );
-        sleep(Duration::from_millis(300)).await; // the rest after a connection without an answer
-    }
-    client
-        .cancel_operation(NAME)
-        .await
-        .expect("every 240 ms is not too often");
-    assert_eq!(listener.accepted(), 3);
-}
-
-#[tokio::test]
 async fn a_server_that_is_late_once_and_dies_then_is_found_out() {
     let listener = Listener::start(|before, io: TcpStream| async move {
         let mut peer = Peer::accept(io).await?;
@@ -336,48 +242,6 @@ async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
     let took = begin.elapsed();
     assert!((4_500..5_500).contains(&took.as_millis()), "{took:?}");
     assert_eq!(listener.accepted(), 2);
-}
-
-#[tokio::test]
-async fn keepalive_finds_a_dead_connection_that_allows_no_streams() {
-    let listener = dead_and_without_streams_at_first();
-    let (interval, patience) = (Duration::from_millis(200), Duration::from_millis(200));
-    let client = builder(&listener).keepalive(interval, patience);
-    let client = client.connect().await.expect("a server");
-    let begin = Instant::now();
-    client
-        .cancel_operation(NAME)
-        .await
-        .expect("on another connection");
-    assert!(begin.elapsed() < Duration::from_secs(2));
-}
-
-#[tokio::test]
-async fn a_server_that_wants_calm_for_another_reason_is_pinged_as_before() {
-    let listener = Listener::start(|before, io: TcpStream| async move {
-        let mut peer = Peer::accept(io).await?;
-        let stream = peer.call().await?;
-        if before < 6 {
-            peer.answer(stream).await?;
-            return peer.goaway(stream, 11, "too_many_resets").await;
-        }
-        peer.pongs = false;
-        peer.ignore(Duration::from_secs(60)).await
-    });
-    let (interval, patience) = (Duration::from_millis(100), Duration::from_millis(100));
-    let client = builder(&listener).keepalive(interval, patience);
-    let client = client.connect().await.expect("a server");
-    for _ in 0..6 {
-        client.cancel_operation(NAME).await.expect("an answer");
-    }
-    let begin = Instant::now();
-    let status = client.cancel_operation(NAME).await.expect_err("silence");
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begin.elapsed()
-    );
 }
 
 #[tokio::test]

@@ -93,6 +93,40 @@ async fn connections_and_retries_are_told() {
 }
 
 #[tokio::test]
+async fn a_retry_throttle_reports_when_it_starts_and_when_it_stops() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator
+        .start_operation("operations/1")
+        .expect("a new name");
+    emulator.fail_next(None, 3, Status::unavailable("later"));
+    // The first failure leaves one of two tokens, with which nothing is retried.
+    let policy = RetryPolicy::default().throttle(2, 0.5);
+    let builder = OperationsClient::builder(emulator.endpoint()).retry(policy);
+    let client = builder.connect().await.expect("it is there");
+    for _ in 0..3 {
+        client
+            .get_operation("operations/1")
+            .await
+            .expect_err("later");
+    }
+    for _ in 0..5 {
+        client.get_operation("operations/1").await.expect("known");
+    }
+    let said = lines.said();
+    let throttle: Vec<_> = said
+        .iter()
+        .filter(|line| line.contains("throttle"))
+        .collect();
+    let [started, stopped] = &throttle[..] else {
+        panic!("two events were expected: {said:?}");
+    };
+    assert!(started.contains(" retry throttle started"), "{started}");
+    assert!(stopped.contains(" retry throttle stopped"), "{stopped}");
+}
+
+#[tokio::test]
 async fn calls_that_are_tasks_of_their_own_stay_in_the_callers_span() {
     let lines = Lines::default();
     let _guard = lines.listen();

@@ -203,7 +203,7 @@ async fn a_reset_by_the_server_follows_grpcs_table() {
         (2, Code::Internal),           // INTERNAL_ERROR
         (3, Code::Internal),           // FLOW_CONTROL_ERROR
         (4, Code::Internal),           // SETTINGS_TIMEOUT
-        (5, Code::Unknown),            // STREAM_CLOSED
+        (5, Code::Internal),           // STREAM_CLOSED
         (6, Code::Internal),           // FRAME_SIZE_ERROR
         (7, Code::Ok),                 // REFUSED_STREAM: sent again
         (8, Code::Cancelled),          // CANCEL
@@ -345,9 +345,32 @@ async fn a_goaway_ends_no_call_that_the_server_can_still_answer() {
             Code::Unavailable,
             first(|mut peer| async move {
                 let stream = peer.call().await?;
-                peer.goaway(stream, 0, "").await
+                peer.goaway(stream, 0, "max_age").await
             }),
         )
+        .tells("the server closed the connection: GOAWAY NO_ERROR: ")
+        .connections(2),
+        row(
+            "GOAWAY with an error, then the connection is cut: the call may be processed",
+            Code::Unavailable,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                peer.goaway(stream, 11, "too_many_pings").await
+            }),
+        )
+        .tells("GOAWAY ENHANCE_YOUR_CALM: ")
+        .tells("too_many_pings")
+        .connections(2),
+        row(
+            "GOAWAY within the answer, then the connection is cut",
+            Code::Unavailable,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                peer.head(stream).await?;
+                peer.goaway(stream, 2, "out of memory").await
+            }),
+        )
+        .tells("GOAWAY INTERNAL_ERROR: ")
         .connections(2),
         row(
             "GOAWAY as soon as the connection is up",
@@ -428,6 +451,13 @@ async fn a_server_that_is_none_is_unavailable() {
             }),
         )
         .tells("the server speaks TLS: write https:// in the endpoint")
+        .connections(2),
+        row(
+            "TLS behind http, closed without an alert as grpc-go and grpc-java do it",
+            Code::Unavailable,
+            raw(|mut io| async move { io.read_exact(&mut [0; 24]).await.map(drop) }),
+        )
+        .tells("if it requires TLS, write https:// in the endpoint")
         .connections(2),
         row(
             "garbage",
@@ -603,6 +633,45 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
         )
         .by(Origin::Client)
         .tells("gzip"),
+        row(
+            "two messages, and no end",
+            Code::Internal,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                peer.head(stream).await?;
+                peer.data(stream, EMPTY).await?;
+                peer.data(stream, EMPTY).await?;
+                peer.serve().await
+            }),
+        )
+        .by(Origin::Client)
+        .tells("its message is followed by more data"),
+        row(
+            "more data than the message has, without end",
+            Code::Internal,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                peer.head(stream).await?;
+                peer.data(stream, EMPTY).await?;
+                // At most 1 GiB, if the client took it in.
+                for _ in 0..1 << 16 {
+                    peer.data(stream, &[0; 16_000]).await?;
+                }
+                peer.serve().await
+            }),
+        )
+        .by(Origin::Client)
+        .tells("its message is followed by more data"),
+        row(
+            "a status in the trailers of a response with another HTTP status",
+            Code::ResourceExhausted,
+            answer(
+                &[(":status", "503"), CONTENT_TYPE],
+                Some(EMPTY),
+                Some(&[("grpc-status", "8")]),
+            ),
+        )
+        .by(Origin::Server),
     ])
     .await;
 }

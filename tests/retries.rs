@@ -1,4 +1,4 @@
-//! Which calls are made again, as the server sees it.
+//! Which calls are retried, as the server sees it.
 
 mod support;
 
@@ -13,7 +13,7 @@ use std::{
 };
 
 use longrunning::{
-    OperationsClient, RetryPolicy,
+    Delivery, OperationsClient, PollPolicy, RetryPolicy, StatusExt as _,
     proto::{WaitOperationRequest, rpc},
 };
 use prost::Message as _;
@@ -23,7 +23,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tonic::Code;
+use tonic::{Code, Status, service::interceptor::InterceptedService};
 
 use self::support::{
     proxy::Proxy,
@@ -366,4 +366,296 @@ async fn in_an_outage_a_throttle_limits_the_load_and_callers_fail_fast() {
     assert!(sent <= 1_100, "{sent}");
     let slowest = slowest.lock().expect("no panic").iter().max().copied();
     assert!(slowest < Some(Duration::from_millis(400)), "{slowest:?}");
+}
+
+/// A server that runs a script for each call: the peer, the stream, and how many calls came before.
+fn scripted<F>(
+    script: impl Fn(Peer, u32, usize) -> F + Clone + Send + Sync + 'static,
+) -> (Listener, Arc<AtomicUsize>)
+where
+    F: Future<Output = std::io::Result<Peer>> + Send + 'static,
+{
+    let calls = Arc::<AtomicUsize>::default();
+    let counter = calls.clone();
+    let listener = Listener::start(move |_, io: TcpStream| {
+        let (script, counter) = (script.clone(), counter.clone());
+        async move {
+            let mut peer = Peer::accept(io).await?;
+            loop {
+                let stream = peer.call().await?;
+                let before = counter.fetch_add(1, Ordering::SeqCst);
+                peer = script(peer, stream, before).await?;
+            }
+        }
+    });
+    (listener, calls)
+}
+
+fn client_of(listener: &Listener, policy: RetryPolicy) -> OperationsClient {
+    let builder = OperationsClient::builder(listener.url());
+    builder.retry(policy).connect_lazy().expect("a client")
+}
+
+#[tokio::test]
+async fn nothing_is_retried_once_response_headers_have_arrived() {
+    // UNAVAILABLE in the trailers.
+    let (listener, calls) = scripted(|mut peer, stream, _| async move {
+        peer.head(stream).await?;
+        peer.status(stream, "14").await?;
+        Ok(peer)
+    });
+    let status = client_of(&listener, brisk()).cancel_operation(NAME).await;
+    let status = status.expect_err("no retry");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.delivery(), Some(Delivery::Answered));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+
+    // The connection breaks, or the stream is refused, which otherwise are retried.
+    for code in [None, Some(7)] {
+        let (listener, calls) = scripted(move |mut peer, stream, before| async move {
+            if before > 0 {
+                peer.answer(stream).await?;
+                return Ok(peer);
+            }
+            peer.head(stream).await?;
+            match code {
+                Some(code) => peer.reset(stream, code).await?,
+                None => return Err(std::io::ErrorKind::ConnectionAborted.into()),
+            }
+            Ok(peer)
+        });
+        let status = client_of(&listener, brisk()).cancel_operation(NAME).await;
+        let status = status.expect_err("no retry");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert_eq!(status.delivery(), Some(Delivery::Answered));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_call_has_one_transparent_retry_in_all_its_attempts() {
+    let (listener, calls) = scripted(|mut peer, stream, _| async move {
+        peer.reset(stream, 7).await?;
+        Ok(peer)
+    });
+    let three = NonZeroU32::MIN.saturating_add(2);
+    let client = client_of(&listener, brisk().max_attempts(three));
+    let status = client.cancel_operation(NAME).await.expect_err("refused");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert_eq!(status.delivery(), Some(Delivery::NotSent));
+    assert_eq!(calls.load(Ordering::SeqCst), 4, "three attempts and one");
+}
+
+#[tokio::test]
+async fn a_resend_after_a_refusal_has_the_time_that_is_left() {
+    let server = Server::start(Habits::default());
+    let seen = server.seen.clone();
+    let refusing = Listener::start(|_, io: TcpStream| async move {
+        let mut peer = Peer::accept(io).await?;
+        let stream = peer.call().await?;
+        sleep(Duration::from_millis(500)).await;
+        // It goes away, and has not processed the call.
+        peer.goaway(0, 0, "").await?;
+        let _ = stream;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let proxy = Proxy::start(refusing.addr);
+    let client = OperationsClient::builder(proxy.url())
+        .timeout(Duration::from_secs(2))
+        .retry(RetryPolicy::none())
+        .connect()
+        .await
+        .expect("a server");
+    proxy.backend(server.addr);
+    client.cancel_operation(NAME).await.expect("sent again");
+    let left = seen.header("grpc-timeout")[0].clone().expect("a deadline");
+    let micros: u64 = left
+        .strip_suffix('u')
+        .and_then(|left| left.parse().ok())
+        .expect("microseconds");
+    assert!((500_000..1_520_000).contains(&micros), "{left}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_times_out_is_retried() {
+    let (listener, calls) = scripted(|mut peer, stream, before| async move {
+        if before > 1 {
+            peer.answer(stream).await?;
+        }
+        Ok(peer)
+    });
+    let policy = brisk().attempt_timeout(Duration::from_millis(200));
+    let begin = Instant::now();
+    client_of(&listener, policy)
+        .cancel_operation(NAME)
+        .await
+        .expect("the third attempt");
+    let took = begin.elapsed();
+    assert!((400..3_000).contains(&took.as_millis()), "{took:?}");
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn the_last_attempt_that_times_out_ends_the_call() {
+    let (listener, calls) = scripted(|peer, _, _| async move { Ok(peer) });
+    let two = NonZeroU32::MIN.saturating_add(1);
+    let policy = brisk().attempt_timeout(Duration::from_millis(150));
+    let client = client_of(&listener, policy.max_attempts(two));
+    let status = client.cancel_operation(NAME).await.expect_err("no answer");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(status.delivery(), Some(Delivery::MaybeSent));
+    let text = "no answer to CancelOperation within 150ms: waited ";
+    assert!(status.message().starts_with(text), "{status}");
+    assert!(
+        status.message().ends_with("for the answer (attempt 2)"),
+        "{status}"
+    );
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn the_deadline_of_the_call_is_no_attempt_timeout() {
+    let (listener, calls) = scripted(|peer, _, _| async move { Ok(peer) });
+    let policy = brisk().attempt_timeout(Duration::from_secs(60));
+    let client = client_of(&listener, policy).with_timeout(Duration::from_millis(200));
+    let status = client.cancel_operation(NAME).await.expect_err("no answer");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("within 200ms"), "{status}");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn the_server_is_sent_the_attempt_timeout() {
+    let server = Server::start(Habits::default());
+    let policy = RetryPolicy::default().attempt_timeout(Duration::from_secs(3));
+    let client = OperationsClient::builder(server.url()).retry(policy);
+    let client = client.connect_lazy().expect("a client");
+    client.cancel_operation(NAME).await.expect("an answer");
+    let sent = server.seen.header("grpc-timeout");
+    assert_eq!(sent, [Some("3000000u".to_owned())]);
+}
+
+/// A stack whose first calls a layer fails with this status.
+fn failing_layer(
+    failures: usize,
+    status: Status,
+) -> (impl longrunning::Stack + Sync, Arc<AtomicUsize>) {
+    let calls = Arc::<AtomicUsize>::default();
+    let counter = calls.clone();
+    let stack = tower::service_fn(move |_: http::Request<tonic::body::Body>| {
+        let before = counter.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(if before < failures {
+            Err(tower::BoxError::from(status.clone()))
+        } else {
+            Ok(Status::not_found("answered").into_http::<tonic::body::Body>())
+        })
+    });
+    (stack, calls)
+}
+
+#[tokio::test]
+async fn a_layer_can_mark_a_status_as_retryable() {
+    let denied = Status::permission_denied("the gate is closed");
+    let (stack, calls) = failing_layer(2, denied.clone().into_retryable());
+    let client = OperationsClient::new(stack).with_retry(brisk());
+    let status = client.cancel_operation(NAME).await.expect_err("NOT_FOUND");
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+
+    let (stack, calls) = failing_layer(2, denied);
+    let client = OperationsClient::new(stack).with_retry(brisk());
+    let status = client.cancel_operation(NAME).await.expect_err("closed");
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_interceptor_can_mark_a_status_as_retryable() {
+    let server = Server::start(Habits::default());
+    let refusals = Arc::<AtomicUsize>::default();
+    let counter = refusals.clone();
+    let gate = move |request: tonic::Request<()>| {
+        if counter.fetch_add(1, Ordering::SeqCst) < 2 {
+            return Err(Status::unavailable("the gate is closed").into_retryable());
+        }
+        Ok(request)
+    };
+    let client = OperationsClient::builder(server.url()).retry(brisk());
+    let client = client.connect_lazy().expect("a client");
+    let client = client.map_stack(|stack| InterceptedService::new(stack, gate));
+    client.cancel_operation(NAME).await.expect("the third");
+    assert_eq!(refusals.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_quota_is_waited_for_if_the_server_says_how_long() {
+    let info = retry_after(Duration::from_millis(30));
+    let pushback = [("grpc-retry-pushback-ms", "30")];
+    for metadata in [&info, &pushback] {
+        let server = Failing::start([8, 8], metadata);
+        let client = client(&server, brisk());
+        client.cancel_operation(NAME).await.expect("the third");
+        assert_eq!(server.calls(), 3, "{metadata:?}");
+    }
+    // Not without a delay, and not if it is longer than the call may take.
+    let long = retry_after(Duration::from_secs(60));
+    let none: [(&str, &str); 0] = [];
+    let forbidden = [("grpc-retry-pushback-ms", "-1")];
+    for metadata in [&none[..], &long, &forbidden] {
+        let server = Failing::start([8], metadata);
+        let client = client(&server, brisk());
+        let status = client.cancel_operation(NAME).await.expect_err("no retry");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(server.calls(), 1, "{metadata:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_method_but_wait_waits_for_a_quota() {
+    let metadata = [("grpc-retry-pushback-ms", "1")];
+    let server = Failing::start([8], &metadata);
+    client(&server, brisk()).get_operation(NAME).await.ok();
+    assert_eq!(server.calls(), 2, "GetOperation");
+    let server = Failing::start([8], &metadata);
+    client(&server, brisk()).list_operations("p").await.ok();
+    assert_eq!(server.calls(), 2, "ListOperations");
+    let server = Failing::start([8], &metadata);
+    client(&server, brisk()).delete_operation(NAME).await.ok();
+    assert_eq!(server.calls(), 2, "DeleteOperation");
+    let server = Failing::start([8], &metadata);
+    client(&server, brisk()).wait_operation(NAME).await.ok();
+    assert_eq!(server.calls(), 1, "WaitOperation");
+}
+
+#[tokio::test]
+async fn only_the_servers_resource_exhausted_is_a_quota() {
+    let mut exhausted = Status::resource_exhausted("a layer's");
+    let pushback = "1".parse().expect("ASCII");
+    let metadata = exhausted.metadata_mut();
+    metadata.insert("grpc-retry-pushback-ms", pushback);
+    let (stack, calls) = failing_layer(1, exhausted);
+    let client = OperationsClient::new(stack).with_retry(brisk());
+    let status = client.cancel_operation(NAME).await.expect_err("no retry");
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_poller_waits_for_a_quota_by_itself() {
+    // Each poll is one call: a retry within it would be a second.
+    let metadata = [("grpc-retry-pushback-ms", "1")];
+    let server = Failing::start([8, 7], &metadata);
+    let policy = PollPolicy::default()
+        .initial_delay(Duration::from_millis(300))
+        .wait(Duration::ZERO);
+    let client = client(&server, brisk());
+    let begin = Instant::now();
+    let mut poller = client.poller(NAME).policy(policy);
+    let status = poller.until_done().await.expect_err("PERMISSION_DENIED");
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(server.calls(), 2);
+    assert!(
+        begin.elapsed() >= Duration::from_millis(240),
+        "by its policy"
+    );
 }

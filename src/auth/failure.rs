@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use tonic::{Code, Status};
 
-use crate::status::{Origin, StatusExt as _, caused, local, mark};
+use crate::status::{Delivery, Origin, StatusExt as _, caused, local, mark};
 
 /// Longer than the paths of files commonly are, and shorter than any key.
 const LONG: usize = 512;
@@ -59,10 +59,29 @@ pub(super) fn classified(status: Status) -> Status {
     // A source that asked a server has that one's word: it is not of the server that is called.
     let is_foreign = matches!(status.origin(), Some(Origin::Server | Origin::Transport));
     if code == status.code() && !is_foreign {
-        return mark(status, Origin::Client);
+        return mark(status, Origin::Client, Delivery::NotSent);
     }
     let message = status.message().to_owned();
-    caused(code, message, Origin::Client, status)
+    caused(code, message, Origin::Client, Delivery::NotSent, status)
+}
+
+/// Returns the status of a call that has no token because of this failure.
+///
+/// A call does not end with `FAILED_PRECONDITION` because of credentials, see
+/// [gRFC A54](https://github.com/grpc/proposal/blob/master/A54-restrict-control-plane-status-codes.md):
+/// its caller would take that for the server's status.
+pub(crate) fn of_call(failure: Status) -> Status {
+    if failure.code() != Code::FailedPrecondition {
+        return failure;
+    }
+    let message = failure.message().to_owned();
+    caused(
+        Code::Unauthenticated,
+        message,
+        Origin::Client,
+        Delivery::NotSent,
+        failure,
+    )
 }
 
 /// What the panic says is dropped, for it may hold anything.

@@ -9,7 +9,12 @@ use tokio::{
 };
 use tonic::{Code, Request, Status, service::Interceptor};
 
-use super::{CallCredentials, Token, failure::unavailable, renewal, renewal::Published};
+use super::{
+    CallCredentials, Token,
+    failure::{of_call, unavailable},
+    renewal,
+    renewal::Published,
+};
 
 /// How long `Credentials::interceptor` waits for the first token.
 const FIRST_TOKEN: Duration = Duration::from_secs(10);
@@ -150,7 +155,7 @@ impl AuthInterceptor {
             Headers::Renewed(renewed) => {
                 renewed.ended()?;
                 let published = renewed.published.borrow();
-                insert(to, published.headers()?);
+                insert(to, published.headers().map_err(of_call)?);
                 expires = published.valid_until();
             }
         }

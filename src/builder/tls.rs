@@ -11,7 +11,7 @@ use tokio_rustls::rustls::{
 use tonic::{Code, Status};
 
 use crate::{
-    status::{Origin, caused, local},
+    status::{Delivery, Origin, caused, local},
     transport::Tls,
 };
 
@@ -79,7 +79,14 @@ impl TlsSettings {
             .with_safe_default_protocol_versions()
             .map_err(|error| {
                 let message = "the provider of cryptography cannot do TLS";
-                caused(Code::FailedPrecondition, message, Origin::Client, error)
+                let delivery = Delivery::NotSent;
+                caused(
+                    Code::FailedPrecondition,
+                    message,
+                    Origin::Client,
+                    delivery,
+                    error,
+                )
             })?
             .with_root_certificates(self.roots()?);
         let Some(identity) = &self.identity else {
@@ -179,5 +186,12 @@ fn invalid(
 ) -> Status {
     let message = format!("{}: {error}", what.into());
     let error: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
-    caused(Code::InvalidArgument, message, Origin::Client, error)
+    let delivery = Delivery::NotSent;
+    caused(
+        Code::InvalidArgument,
+        message,
+        Origin::Client,
+        delivery,
+        error,
+    )
 }

@@ -1,208 +1,225 @@
-//! What a stack answers: it becomes the one message of a success, or a truthful status.
+//! The response of a unary call: its one message, or its status.
 //!
 //! tonic reads a status out of a response too, but it panics on details that are not base64, drops
-//! the code where the message is not UTF-8, and does not tell a server's status from one of its own
-//! making. So every status is made here.
+//! the code where the message is not UTF-8, and does not distinguish a server's status from its own.
+//! So every status is created here.
 
-use std::{future::poll_fn, mem, pin::pin};
+use std::{fmt, future::poll_fn, mem, pin::pin};
 
 use base64::{
     Engine as _,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
-use crate::status::{Origin, classify, local, mark};
+use super::compression::decompress;
+use crate::{
+    status::{Delivery, Origin, classify, local, mark, retry, with_delivery, with_retry},
+    transport::Chunks,
+};
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
-/// Reads an answer to its end.
+/// Receives the one message of a response.
 ///
 /// # Errors
 ///
-/// The server's status, if it is not OK. `INTERNAL`: there is no message, or only a part of it, or
-/// it is compressed, which the client does not accept. `RESOURCE_EXHAUSTED`: it is larger
-/// than the limit. `UNKNOWN` and others: the answer has no status.
+/// - The server's status, if it is not OK.
+/// - `INTERNAL`: there is no message, or more than one, or a part of one; or it is compressed with an
+///   encoding that the client does not accept.
+/// - `RESOURCE_EXHAUSTED`: it is larger than the limit.
+/// - `UNKNOWN` and others: the response has no status.
+///
+/// An error that follows Response-Headers is not retried, see
+/// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid).
 pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Bytes, Status>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let mut ended = begins(&mut response)?;
-    let head = mem::take(response.headers_mut());
-    let mut message = Message::new(limit, head.get(GRPC_ENCODING).cloned());
-    let mut body = pin!(response.into_body());
+    let head = Head::of(&mut response)?;
+    let body = response.into_body();
+    let is_committed = head.not_grpc.is_none() && !body.is_end_stream();
+    let result = receive(head, body, limit).await;
+    result.map_err(|status| {
+        let status = with_delivery(status, Delivery::Answered);
+        if is_committed && retry(&status).is_none() {
+            with_retry(status, false)
+        } else {
+            status
+        }
+    })
+}
+
+/// The head of a response.
+struct Head {
+    headers: HeaderMap,
+    /// Whether it has a `grpc-status`, which is OK.
+    is_ok: bool,
+    /// The status of a response that is not one of gRPC, unless its trailers have a `grpc-status`.
+    not_grpc: Option<Status>,
+}
+
+impl Head {
+    /// # Errors
+    ///
+    /// The status that it has, if it is not OK; or that of a response of another protocol.
+    fn of<B>(response: &mut Response<B>) -> Result<Self, Status> {
+        // Where an interceptor refuses, or a server runs in process, the status itself is among the
+        // extensions. The one in the headers has no source.
+        let extension = response.extensions().get::<Status>();
+        if let Some(status) = extension.filter(|status| status.code() != Code::Ok) {
+            let (origin, delivery) = (Origin::Client, Delivery::MaybeSent);
+            return Err(mark(status.clone(), origin, delivery));
+        }
+        let is_ok = take_status(response.headers_mut()).transpose()?.is_some();
+        let http = response.status();
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let is_grpc =
+            content_type.is_none_or(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let is_valid = is_ok || (http == StatusCode::OK && is_grpc);
+        let not_grpc = (!is_valid).then(|| not_grpc(http, content_type));
+        match not_grpc {
+            Some(status) if !is_grpc => Err(status),
+            not_grpc => Ok(Self {
+                headers: mem::take(response.headers_mut()),
+                is_ok,
+                not_grpc,
+            }),
+        }
+    }
+}
+
+async fn receive<B>(head: Head, body: B, limit: usize) -> Result<Bytes, Status>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+{
+    let mut is_ok = head.is_ok;
+    let mut message = Message {
+        chunks: Chunks::default(),
+        encoding: head.headers.get(GRPC_ENCODING).cloned(),
+        limit,
+    };
+    let mut body = pin!(body);
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|error| classify(error.into()))?;
         match frame.into_data() {
-            Ok(data) => message.push(data)?,
+            Ok(data) => {
+                let pushed = message.push(data);
+                pushed.map_err(|status| head.not_grpc.clone().unwrap_or(status))?;
+            }
             Err(frame) => {
                 let mut trailers = frame.into_trailers().unwrap_or_default();
-                take_status(&mut trailers)
-                    .ok_or_else(cut_off)?
-                    .map_err(|status| with_head(status, head))?;
-                ended = true;
+                if let Some(status) = take_status(&mut trailers) {
+                    status.map_err(|status| with_head(status, head.headers))?;
+                    is_ok = true;
+                }
                 break;
             }
         }
     }
-    match ended {
-        true => message.end(),
-        false => Err(cut_off()),
+    if is_ok {
+        message.end()
+    } else {
+        Err(head.not_grpc.unwrap_or_else(without_status))
     }
 }
 
-/// Looks at the head of an answer; returns whether the status, which is OK, has come with it.
-fn begins<B>(response: &mut Response<B>) -> Result<bool, Status> {
-    // Where an interceptor refuses, or a server runs in process, the status itself comes along:
-    // through the headers it would lose its source.
-    if let Some(status) = response
-        .extensions()
-        .get::<Status>()
-        .filter(|status| status.code() != Code::Ok)
-    {
-        return Err(mark(status.clone(), Origin::Client));
-    }
-    let ended = match take_status(response.headers_mut()) {
-        Some(status) => status.map(|()| true)?,
-        None => false,
-    };
-    let headers = response.headers();
-    let content_type = headers.get(CONTENT_TYPE);
-    let is_grpc =
-        content_type.is_none_or(|value| value.as_bytes().starts_with(b"application/grpc"));
-    if !ended && (response.status() != StatusCode::OK || !is_grpc) {
-        let what = match content_type {
-            Some(value) => format!("content-type {value:?}"),
-            None => "no content-type".to_owned(),
-        };
-        let hint = match response.status() {
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-                "the request's headers are larger than the server accepts"
-            }
-            _ => "is the endpoint a gRPC server?",
-        };
-        return Err(without_status(
-            response.status(),
-            format!(
-                "HTTP status {} and {what}, without a grpc-status: {hint}",
-                response.status().as_u16()
-            ),
-        ));
-    }
-    Ok(ended)
-}
-
-/// The message of an answer, as it comes in. What comes after it is passed over.
+/// The message of a response, as it arrives.
 struct Message {
-    limit: usize,
-    /// The `grpc-encoding` of the answer. It applies only to a message whose Compressed-Flag is 1,
-    /// see [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+    chunks: Chunks,
+    /// The `grpc-encoding` of the response. It applies only to a message whose Compressed-Flag is 1, see
+    /// [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
     encoding: Option<HeaderValue>,
-    /// The first piece, which is commonly all.
-    first: Bytes,
-    /// All of it, once there are more.
-    joined: BytesMut,
+    limit: usize,
 }
 
 impl Message {
-    /// A flag that says whether the message is compressed, and its length.
+    /// The Compressed-Flag, and the length of the message.
     const PREFIX: usize = 5;
 
-    fn new(limit: usize, encoding: Option<HeaderValue>) -> Self {
-        Self {
-            limit,
-            encoding,
-            first: Bytes::new(),
-            joined: BytesMut::new(),
-        }
-    }
-
+    /// Adds data.
+    ///
+    /// # Errors
+    ///
+    /// That of a response which is not received to its end: the message is larger than the limit, or is
+    /// followed by more data. Other errors wait for [`end`](Self::end), because a status in the trailers
+    /// takes precedence.
     fn push(&mut self, data: Bytes) -> Result<(), Status> {
-        if self.bytes().is_empty() {
-            self.first = data;
-        } else if !self.is_whole()? {
-            self.joined.extend_from_slice(&mem::take(&mut self.first));
-            self.joined.extend_from_slice(&data);
-        }
-        // Too long a message ends here, before it is taken in.
-        self.is_whole().map(drop)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self.joined.is_empty() {
-            true => &self.first,
-            false => &self.joined,
-        }
-    }
-
-    fn is_whole(&self) -> Result<bool, Status> {
-        let length = self.length()?;
-        Ok(length.is_some_and(|length| self.bytes().len() >= Self::PREFIX + length))
-    }
-
-    /// The length of the message, once its prefix is there.
-    fn length(&self) -> Result<Option<usize>, Status> {
-        let Some([flag, length @ ..]) = self.bytes().first_chunk::<{ Self::PREFIX }>() else {
-            return Ok(None);
+        self.chunks.push(data);
+        let Some((flag, length)) = self.prefix() else {
+            return Ok(());
         };
-        let length = u32::from_be_bytes(*length) as usize;
-        match flag {
-            0 if length > self.limit => Err(local(
-                Code::ResourceExhausted,
-                format!(
-                    "the answer is {length} bytes: the limit is {} bytes",
-                    self.limit
-                ),
-            )),
-            0 => Ok(Some(length)),
-            1 => Err(unreadable(match &self.encoding {
-                Some(encoding) => format!(
-                    "its message is compressed with {encoding:?}, but the client does not accept compressed messages"
-                ),
-                None => {
-                    "its message is compressed, but the header grpc-encoding is missing".to_owned()
-                }
-            })),
-            _ => Err(unreadable(format!("it begins with the byte {flag}"))),
+        if length > self.limit {
+            return Err(match flag {
+                0 | 1 => too_large(length, self.limit),
+                _ => invalid_flag(flag),
+            });
         }
+        if self.chunks.bytes().len() - Self::PREFIX > length {
+            return Err(undecodable(
+                "its message is followed by more data, but a unary call has one message",
+            ));
+        }
+        Ok(())
+    }
+
+    fn prefix(&self) -> Option<(u8, usize)> {
+        let [flag, length @ ..] = self.chunks.bytes().first_chunk::<{ Self::PREFIX }>()?;
+        Some((*flag, u32::from_be_bytes(*length) as usize))
     }
 
     fn end(self) -> Result<Bytes, Status> {
-        let length = match (self.length()?, self.is_whole()?) {
-            (Some(length), true) => length,
-            _ if self.bytes().is_empty() => return Err(unreadable("it has no message")),
-            _ => return Err(unreadable("it ended within its message")),
+        let Some((flag, length)) = self.prefix() else {
+            return Err(undecodable(if self.chunks.bytes().is_empty() {
+                "it has no message"
+            } else {
+                "it ended within its message"
+            }));
         };
-        let mut message = match self.joined.is_empty() {
-            true => self.first,
-            false => self.joined.freeze(),
-        };
+        let mut message = self.chunks.join();
         message.advance(Self::PREFIX);
-        message.truncate(length);
-        Ok(message)
+        if message.len() < length {
+            return Err(undecodable("it ended within its message"));
+        }
+        match flag {
+            0 => Ok(message),
+            1 => decompress(self.encoding.as_ref(), &message, self.limit),
+            _ => Err(invalid_flag(flag)),
+        }
     }
 }
 
-/// The status of a success whose answer is not what it should be.
-pub(crate) fn unreadable(why: impl std::fmt::Display) -> Status {
-    local(Code::Internal, format!("cannot read the answer: {why}"))
+/// The status of a success whose response is not what it should be.
+pub(crate) fn undecodable(why: impl fmt::Display) -> Status {
+    let status = local(Code::Internal, format!("cannot read the answer: {why}"));
+    with_delivery(status, Delivery::Answered)
 }
 
-fn cut_off() -> Status {
-    without_status(
-        StatusCode::OK,
-        "the answer ended without a grpc-status".to_owned(),
+fn invalid_flag(flag: u8) -> Status {
+    undecodable(format!("its Compressed-Flag is {flag}, but must be 0 or 1"))
+}
+
+pub(super) fn too_large(bytes: impl fmt::Display, limit: usize) -> Status {
+    let message = format!("the answer is {bytes} bytes: the limit is {limit} bytes");
+    with_delivery(local(Code::ResourceExhausted, message), Delivery::Answered)
+}
+
+fn without_status() -> Status {
+    mark(
+        Status::unknown("the answer ended without a grpc-status"),
+        Origin::Transport,
+        Delivery::Answered,
     )
 }
 
 /// The status of an HTTP response that is not one of gRPC, see
 /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
-fn without_status(http: StatusCode, message: String) -> Status {
+fn not_grpc(http: StatusCode, content_type: Option<&HeaderValue>) -> Status {
     let code = match http {
         StatusCode::BAD_REQUEST | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::Internal,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
@@ -214,7 +231,23 @@ fn without_status(http: StatusCode, message: String) -> Status {
         | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
         _ => Code::Unknown,
     };
-    mark(Status::new(code, message), Origin::Transport)
+    let what = match content_type {
+        Some(value) => format!("content-type {value:?}"),
+        None => "no content-type".to_owned(),
+    };
+    let hint = match http {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            "the request's headers are larger than the server accepts"
+        }
+        _ => "is the endpoint a gRPC server?",
+    };
+    let http = http.as_u16();
+    let message = format!("HTTP status {http} and {what}, without a grpc-status: {hint}");
+    mark(
+        Status::new(code, message),
+        Origin::Transport,
+        Delivery::Answered,
+    )
 }
 
 /// Adds the metadata that came with the head of the answer. They stand first, as with tonic, whose
@@ -257,5 +290,5 @@ fn take_status(headers: &mut HeaderMap) -> Option<Result<(), Status>> {
         .unwrap_or_default();
     let metadata = MetadataMap::from_headers(mem::take(headers));
     let status = Status::with_details_and_metadata(code, message, details.into(), metadata);
-    Some(Err(mark(status, Origin::Server)))
+    Some(Err(mark(status, Origin::Server, Delivery::Answered)))
 }

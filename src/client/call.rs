@@ -1,6 +1,6 @@
-//! The road of one call: what is refused, its headers, its token, its time and its attempts.
+//! One call: its checks, its deadline, its credentials and its attempts.
 
-use std::{pin::pin, time::Duration};
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use http::{HeaderValue, header::AUTHORIZATION};
 use tokio::{
@@ -11,9 +11,10 @@ use tonic::{Code, Request, Status};
 
 use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
 use crate::{
-    auth::AuthInterceptor,
-    deadline,
-    status::{Origin, StatusExt as _, caused, local},
+    auth::{self, AuthInterceptor},
+    deadline::{self, Deadline, Stage, Waited},
+    retry::Attempt,
+    status::{self, Delivery, Origin, StatusExt as _, caused, classify, local},
     task::runtime,
     transport::Unsent,
 };
@@ -21,43 +22,28 @@ use crate::{
 /// How long a call without a deadline waits for its first token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The maximum size of a response, unless it is set.
+const MAX_DECODING_MESSAGE_SIZE: usize = 4 << 20;
+
 impl<S: Stack> OperationsClient<S> {
     pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
         let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata().as_ref())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
-        // A deadline so far off that no clock reaches it is none.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let begun = Instant::now();
         let call = Call::new(request, routing, self.settings.headers.clone());
-        let (Some(timeout), Some(deadline)) = (timeout, deadline) else {
-            return self.attempts(&call, None).await;
+        let first = Attempt {
+            previous: 0,
+            begun,
+            deadline: timeout.and_then(|timeout| Deadline::after(timeout, begun)),
         };
-        runtime("a call with a timeout")?;
-        if deadline <= Instant::now() {
-            return Err(local(Code::DeadlineExceeded, late::<R>(timeout)));
-        }
-        // Pinned here, so that the macro does not move the large future.
-        let mut attempts = pin!(self.attempts(&call, Some(deadline)));
-        let result = tokio::select! {
-            biased;
-            result = &mut attempts => result,
-            () = sleep_until(deadline) => return Err(local(Code::DeadlineExceeded, late::<R>(timeout))),
-        };
-        match result {
-            // A server that watches the deadline itself may answer CANCELLED, and so may a reset
-            // that crosses the deadline. A stack that watches it may be first, too.
-            Err(status)
-                if (status.code() == Code::Cancelled || is_own_deadline(&status))
-                    && Instant::now() >= deadline =>
-            {
-                let (code, message) = (Code::DeadlineExceeded, late::<R>(timeout));
-                Err(caused(code, message, Origin::Client, status))
-            }
-            result => result,
+        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => retry.run(first, |it| self.attempt(&call, it)).await,
+            None => self.attempt(&call, first).await,
         }
     }
 
-    /// Refuses what can never be meant; returns the routing header.
+    /// Checks a request. Returns its routing header.
     fn check<R: Rpc>(&self, request: &Request<R>) -> Result<Option<HeaderValue>, Status> {
         let name = request.get_ref().name();
         let routing = match name {
@@ -68,7 +54,7 @@ impl<S: Stack> OperationsClient<S> {
                 ));
             }
             "" => None,
-            name => Some(header::routing(name)?),
+            name => Some(header::routing(name, self.max_header_list_size())?),
         };
         let bytes = request.get_ref().encoded_len();
         let limit = self.settings.max_encoding_message_size;
@@ -80,88 +66,206 @@ impl<S: Stack> OperationsClient<S> {
                 format!("the request is {bytes} bytes: the limit is {limit}"),
             ));
         }
-        header::bounded(request.metadata().as_ref())?;
         Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
-    /// The credentials for a call that brings none of its own.
+    /// Returns the credentials for a call that does not bring its own.
     fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Option<&AuthInterceptor> {
         let auth = self.settings.auth.as_ref();
         auth.filter(|_| !call.headers().contains_key(AUTHORIZATION))
     }
 
-    async fn attempts<R: Rpc>(
-        &self,
-        call: &Call<R>,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
-        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
-            Some(retry) => {
-                let attempt = |before| self.attempt(call, before, deadline);
-                retry.run(deadline, attempt).await
+    async fn attempt<R: Rpc>(&self, call: &Call<R>, attempt: Attempt) -> Result<R::Answer, Status> {
+        if let Some(deadline) = attempt.deadline {
+            runtime("a call with a timeout")?;
+            if deadline.has_passed(attempt.begun) {
+                return Err(late::<R>(&attempt, None, None));
             }
-            None => self.attempt(call, 0, deadline).await,
         }
-    }
-
-    async fn attempt<R: Rpc>(
-        &self,
-        call: &Call<R>,
-        before: u32,
-        deadline: Option<Instant>,
-    ) -> Result<R::Answer, Status> {
         let auth = self.auth_of(call);
-        let limit = self.settings.max_decoding_message_size.unwrap_or(4 << 20);
+        let mut waits = Waits::default();
         let result = loop {
             if let Some(auth) = auth {
-                token(auth, deadline).await?;
+                waits.token += token::<R>(auth, &attempt, &waits).await?;
             }
-            let stack = self.stack.clone();
-            match call.attempt(before, stack, deadline, auth, limit).await {
-                Err(status) if Unsent::is_cause_of(&status) => {}
+            let mut stack = self.stack.clone();
+            waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits).await?;
+            match self.send(call, stack, &attempt, auth, &waits).await {
+                Err(status) if status::cause::<Unsent>(&status).is_some() => {}
                 result => break result,
             }
         };
         if let Some(auth) = auth
             && let Err(status) = &result
             && status.code() == Code::Unauthenticated
-            // A gateway before the server may have said it, too.
+            // A gateway in front of the server may have sent it, too.
             && status.origin() != Some(Origin::Client)
         {
             auth.rejected();
         }
         result
     }
+
+    /// Sends the request over a stack that is ready, and waits for the response until the deadline.
+    async fn send<R: Rpc>(
+        &self,
+        call: &Call<R>,
+        stack: S,
+        attempt: &Attempt,
+        auth: Option<&AuthInterceptor>,
+        waits: &Waits,
+    ) -> Result<R::Answer, Status> {
+        let limit = self.settings.max_decoding_message_size;
+        let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
+        let request = call.request(attempt, auth, limit)?;
+        header::check_size(request.headers(), self.max_header_list_size())?;
+        let Some(deadline) = attempt.deadline else {
+            return call.exchange(stack, request, limit).await;
+        };
+        // Pinned here, so that the macro does not move the large future.
+        let mut exchange = pin!(call.exchange(stack, request, limit));
+        let result = tokio::select! {
+            biased;
+            result = &mut exchange => Poll::Ready(result),
+            // Polled once more: the default stack then returns what the call waited for.
+            () = sleep_until(deadline.at()) => {
+                poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await
+            }
+        };
+        match result {
+            Poll::Pending => Err(late::<R>(attempt, Some(waits.until(attempt)), None)),
+            // A server that watches the deadline itself may answer CANCELLED, and so may a reset that
+            // crosses the deadline. A stack that watches it may be first, too.
+            Poll::Ready(Err(status))
+                if (status.code() == Code::Cancelled || is_own_deadline(&status))
+                    && deadline.has_passed(Instant::now()) =>
+            {
+                let waited = status::cause::<Waited>(&status).cloned();
+                let waited = waited.map_or_else(|| waits.until(attempt), |it| waits.before(it));
+                Err(late::<R>(attempt, Some(waited), Some(status)))
+            }
+            Poll::Ready(result) => result,
+        }
+    }
 }
 
-/// Waits for a token, as long as the call may.
+/// How long an attempt has waited before its request was given to the stack.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waits {
+    token: Duration,
+    readiness: Duration,
+}
+
+impl Waits {
+    fn before(&self, waited: Waited) -> Waited {
+        waited
+            .after(Stage::Readiness, self.readiness)
+            .after(Stage::Token, self.token)
+    }
+
+    /// Returns what an attempt has waited for whose answer has not arrived by now.
+    fn until(&self, attempt: &Attempt) -> Waited {
+        let time = attempt.begun.elapsed();
+        let time = time.saturating_sub(self.token + self.readiness);
+        self.before(Waited::new(Stage::Answer, time))
+    }
+}
+
+/// Waits for a token until the deadline. Returns how long that took.
 ///
 /// # Errors
 ///
-/// Why there is none: it is more to the point than that the time was up.
-async fn token(auth: &AuthInterceptor, deadline: Option<Instant>) -> Result<(), Status> {
+/// The failure of the credentials; or if none is known, `DEADLINE_EXCEEDED`.
+async fn token<R: Rpc>(
+    auth: &AuthInterceptor,
+    attempt: &Attempt,
+    waits: &Waits,
+) -> Result<Duration, Status> {
     match auth.look() {
-        Some(Ok(())) => return Ok(()),
-        Some(Err(refusal)) => {
-            // The task that mends it may be on this very thread, which does nothing between calls.
+        Some(Ok(())) => return Ok(Duration::ZERO),
+        Some(Err(failure)) => {
+            // The task that renews the token may be on this very thread, and a caller that retries in a
+            // loop would not let it run.
             yield_now().await;
-            return auth.look().unwrap_or(Err(refusal));
+            let outcome = auth.look().unwrap_or(Err(failure));
+            return outcome.map(|()| Duration::ZERO).map_err(auth::of_call);
         }
         None => {}
     }
-    let until = deadline.unwrap_or_else(|| Instant::now() + TOKEN_TIMEOUT);
-    timeout_at(until, auth.ready()).await.unwrap_or_else(|_| {
-        let message = "credentials: no token came before the call's deadline";
-        Err(auth
-            .last_failure()
-            .unwrap_or_else(|| local(Code::Unavailable, message)))
-    })
+    let begun = Instant::now();
+    let until = attempt.deadline.map(|deadline| deadline.at());
+    let until = until.unwrap_or(begun + TOKEN_TIMEOUT);
+    match timeout_at(until, auth.ready()).await {
+        Ok(outcome) => outcome.map_err(auth::of_call)?,
+        Err(_) => {
+            let waited = waits.before(Waited::new(Stage::Token, begun.elapsed()));
+            return Err(auth
+                .last_failure()
+                .unwrap_or_else(|| match attempt.deadline {
+                    Some(_) => late::<R>(attempt, Some(waited), None),
+                    None => local(
+                        Code::Unavailable,
+                        format!("credentials: no token within {TOKEN_TIMEOUT:?}"),
+                    ),
+                }));
+        }
+    }
+    Ok(begun.elapsed())
+}
+
+/// Waits until the stack is ready, or until the deadline. Returns how long that took.
+async fn ready<R: Rpc, S: Stack>(
+    stack: &mut S,
+    attempt: &Attempt,
+    waits: &Waits,
+) -> Result<Duration, Status> {
+    let mut ready = pin!(poll_fn(|cx| stack.poll_ready(cx)));
+    if let Poll::Ready(ready) = poll_fn(|cx| Poll::Ready(ready.as_mut().poll(cx))).await {
+        return ready
+            .map(|()| Duration::ZERO)
+            .map_err(|error| classify(error.into()));
+    }
+    let begun = Instant::now();
+    let ready = match attempt.deadline {
+        Some(deadline) => timeout_at(deadline.at(), ready).await.map_err(|_| {
+            let waited = waits.before(Waited::new(Stage::Readiness, begun.elapsed()));
+            late::<R>(attempt, Some(waited), None)
+        })?,
+        None => ready.await,
+    };
+    ready
+        .map(|()| begun.elapsed())
+        .map_err(|error| classify(error.into()))
 }
 
 fn is_own_deadline(status: &Status) -> bool {
     status.code() == Code::DeadlineExceeded && status.origin() == Some(Origin::Client)
 }
 
-fn late<R: Rpc>(timeout: Duration) -> String {
-    format!("no answer to {} within {timeout:?}", R::METHOD)
+/// Returns the status of an attempt that was not answered in time.
+fn late<R: Rpc>(attempt: &Attempt, waited: Option<Waited>, cause: Option<Status>) -> Status {
+    let timeout = attempt.deadline.map(|deadline| deadline.timeout());
+    let mut message = format!(
+        "no answer to {} within {:?}",
+        R::METHOD,
+        timeout.unwrap_or_default()
+    );
+    match &waited {
+        Some(waited) => message.push_str(&format!(": {waited}")),
+        None => message.push_str(": not sent"),
+    }
+    if attempt.previous > 0 {
+        message.push_str(&format!(" (attempt {})", attempt.previous + 1));
+    }
+    let delivery = waited.as_ref().map_or(Delivery::NotSent, Waited::delivery);
+    let delivery = cause
+        .as_ref()
+        .and_then(|cause| cause.delivery())
+        .map_or(delivery, |of_cause| of_cause.max(delivery));
+    let code = Code::DeadlineExceeded;
+    match (cause, waited) {
+        (Some(cause), _) => caused(code, message, Origin::Client, delivery, cause),
+        (None, Some(waited)) => caused(code, message, Origin::Client, delivery, waited),
+        (None, None) => local(code, message),
+    }
 }

@@ -1,4 +1,4 @@
-//! The headers that every call carries, and the bounds of those that the caller adds.
+//! The headers of every call, and the limit of their size.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use http::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Code, Status};
 
+use super::compression;
 use crate::{
     deadline::{GRPC_TIMEOUT, TimeoutCache},
     status::local,
@@ -16,8 +17,14 @@ use crate::{
 
 pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-request-params");
 pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
+pub(crate) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
-/// Who calls, for the statistics of Google's services.
+/// The default limit of all headers together, which
+/// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) suggests to
+/// servers.
+pub(crate) const MAX_HEADER_LIST_SIZE: usize = 8 << 10;
+
+/// The client library and its versions, for the statistics of Google's services.
 pub(crate) fn api_client() -> HeaderValue {
     HeaderValue::from_static(env!("LONGRUNNING_API_CLIENT"))
 }
@@ -26,52 +33,80 @@ pub(crate) fn api_client() -> HeaderValue {
 ///
 /// It also has the names of the headers that nearly every call sets: to clone the map, and then to
 /// replace values, is much cheaper than to build it. The attempt sets them, or removes them.
+///
+/// As in [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests),
+/// `grpc-timeout` stands first, and the headers of the protocol stand before custom metadata. A
+/// `HeaderMap` keeps the order of insertion, but a removal moves its last header to the place that
+/// becomes free: so none of the protocol's headers is ever removed.
 #[derive(Clone, Debug)]
-pub(crate) struct Template(Arc<(HeaderMap, TimeoutCache)>);
+pub(crate) struct Template(Arc<Templates>);
+
+#[derive(Debug, Default)]
+struct Templates {
+    timed: HeaderMap,
+    untimed: HeaderMap,
+    timeouts: TimeoutCache,
+}
 
 impl Default for Template {
     fn default() -> Self {
-        let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(API_CLIENT, api_client());
-        for name in [GRPC_TIMEOUT, AUTHORIZATION, REQUEST_PARAMS] {
-            headers.insert(name, HeaderValue::from_static(""));
-        }
-        Self(Arc::new((headers, TimeoutCache::default())))
+        Self::new(None)
     }
 }
 
 impl Template {
-    pub(crate) fn with_user_agent(&self, user_agent: HeaderValue) -> Self {
-        let mut headers = self.0.0.clone();
-        headers.insert(USER_AGENT, user_agent);
-        Self(Arc::new((headers, TimeoutCache::default())))
+    pub(crate) fn new(user_agent: Option<&HeaderValue>) -> Self {
+        let headers = |is_timed: bool| {
+            let mut headers = HeaderMap::with_capacity(8);
+            let empty = HeaderValue::from_static("");
+            if is_timed {
+                headers.insert(GRPC_TIMEOUT, empty.clone());
+            }
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            if let Some(encodings) = compression::ACCEPTED {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));
+            }
+            if let Some(user_agent) = user_agent {
+                headers.insert(USER_AGENT, user_agent.clone());
+            }
+            headers.insert(API_CLIENT, api_client());
+            headers.insert(AUTHORIZATION, empty.clone());
+            headers.insert(REQUEST_PARAMS, empty);
+            headers
+        };
+        Self(Arc::new(Templates {
+            timed: headers(true),
+            untimed: headers(false),
+            timeouts: TimeoutCache::default(),
+        }))
     }
 
     pub(crate) fn timeout_cache(&self) -> &TimeoutCache {
-        &self.0.1
+        &self.0.timeouts
     }
 
-    /// Returns the headers of every call, with the caller's in their places.
-    pub(crate) fn headers(&self, caller: &HeaderMap) -> HeaderMap {
-        let mut headers = self.0.0.clone();
+    /// Returns the headers of every call, and the caller's. With `is_timed`, they have a place for
+    /// `grpc-timeout`.
+    pub(crate) fn headers(&self, caller: &HeaderMap, is_timed: bool) -> HeaderMap {
+        let template = if is_timed {
+            &self.0.timed
+        } else {
+            &self.0.untimed
+        };
+        let mut headers = template.clone();
         for name in caller.keys() {
-            headers.remove(name);
-            for value in caller.get_all(name) {
-                headers.append(name.clone(), value.clone());
+            for (index, value) in caller.get_all(name).iter().enumerate() {
+                if index == 0 {
+                    headers.insert(name.clone(), value.clone());
+                } else {
+                    headers.append(name.clone(), value.clone());
+                }
             }
         }
         headers
     }
 }
-
-/// More makes servers refuse the call, or close the connection and fail the calls beside this one.
-const MAX_BYTES: usize = 8 << 10;
-
-/// The same for all headers together. Servers take 16 KiB; the rest is for those of HTTP/2 and
-/// gRPC itself.
-const MAX_BYTES_IN_ALL: usize = 15 << 10;
 
 /// All but the unreserved characters of [RFC 6570](https://www.rfc-editor.org/rfc/rfc6570#section-3.2.2).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -84,66 +119,65 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT`: the name is too long for a header.
-pub(crate) fn routing(name: &str) -> Result<HeaderValue, Status> {
+/// `INVALID_ARGUMENT`: it is larger than all headers together may be.
+pub(crate) fn routing(name: &str, limit: usize) -> Result<HeaderValue, Status> {
     const KEY: &str = "name=";
     let mut header = String::with_capacity(KEY.len() + name.len() + name.len() / 2);
     header.push_str(KEY);
     for part in utf8_percent_encode(name, RESERVED) {
-        if header.len() + part.len() > MAX_BYTES {
-            return Err(too_long(name));
+        if header.len() + part.len() > limit {
+            return Err(too_long(name, limit));
         }
         header.push_str(part);
     }
-    let mut value = HeaderValue::try_from(header).map_err(|_| too_long(name))?;
+    let mut value = HeaderValue::try_from(header).map_err(|_| too_long(name, limit))?;
     // It differs with every operation: indexed, it would only push others out of HPACK's table.
     value.set_sensitive(true);
     Ok(value)
 }
 
-fn too_long(name: &str) -> Status {
+fn too_long(name: &str, limit: usize) -> Status {
     let start: String = name.chars().take(40).collect();
     local(
         Code::InvalidArgument,
         format!(
-            "the operation's name {start:?}.. of {} bytes makes a routing header of more than {MAX_BYTES} bytes",
+            "the operation's name {start:?}.. of {} bytes makes a routing header ({REQUEST_PARAMS}) of more than {limit} bytes, the limit of all headers",
             name.len()
         ),
     )
 }
 
-/// Holds the caller's own metadata to the bound of the routing header.
+/// Checks the size of all headers of a request together. A server may refuse a larger request, or close
+/// the connection and fail the calls beside it.
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT`: it is larger.
-pub(crate) fn bounded(metadata: &HeaderMap) -> Result<(), Status> {
-    within(metadata, MAX_BYTES, "the request's metadata is")
-}
-
-/// Holds all headers, the client's own and those of credentials included, to what servers take.
-///
-/// # Errors
-///
-/// `INVALID_ARGUMENT`: they are larger.
-pub(crate) fn bounded_in_all(headers: &HeaderMap) -> Result<(), Status> {
-    let what = "the request's metadata, with routing header and credentials, is";
-    within(headers, MAX_BYTES_IN_ALL, what)
-}
-
-fn within(headers: &HeaderMap, limit: usize, what: &str) -> Result<(), Status> {
+/// `INVALID_ARGUMENT`: they are larger than the limit. The message names the largest.
+pub(crate) fn check_size(headers: &HeaderMap, limit: usize) -> Result<(), Status> {
     /// What HTTP/2 counts for each header beside its name and value, see
     /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
     const OVERHEAD: usize = 32;
-    let bytes = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD);
-    let bytes: usize = bytes.sum();
+    /// The pseudo-headers, with an authority of about 90 bytes.
+    const PSEUDO_HEADERS: usize = 300;
+    let size =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + OVERHEAD;
+    let bytes: usize = PSEUDO_HEADERS + headers.iter().map(size).sum::<usize>();
     if bytes <= limit {
         return Ok(());
     }
-    let message = format!("{what} {bytes} bytes: send at most {limit}");
-    Err(local(Code::InvalidArgument, message))
+    let sizes = headers.keys().map(|name| {
+        let values = headers.get_all(name).iter();
+        (values.map(|value| size((name, value))).sum::<usize>(), name)
+    });
+    let (largest, name) = sizes
+        .max_by_key(|(bytes, _)| *bytes)
+        .unwrap_or((0, &CONTENT_TYPE));
+    Err(local(
+        Code::InvalidArgument,
+        format!(
+            "the request's headers are {bytes} bytes, and the limit (max_header_list_size) is {limit}: the largest is {name} with {largest} bytes"
+        ),
+    ))
 }
 
 #[cfg(test)]
@@ -154,7 +188,7 @@ mod tests {
     use super::*;
 
     fn header(name: &str) -> String {
-        let value = routing(name).expect("short enough");
+        let value = routing(name, MAX_HEADER_LIST_SIZE).expect("short enough");
         value.to_str().expect("ASCII").to_owned()
     }
 
@@ -170,10 +204,10 @@ mod tests {
 
     #[test]
     fn a_name_that_makes_too_long_a_header_is_refused() {
-        let longest = "a".repeat(MAX_BYTES - "name=".len());
-        assert_eq!(header(&longest).len(), MAX_BYTES);
-        for name in [format!("{longest}a"), "/".repeat(MAX_BYTES / 3)] {
-            let status = routing(&name).expect_err("too long");
+        let longest = "a".repeat(MAX_HEADER_LIST_SIZE - "name=".len());
+        assert_eq!(header(&longest).len(), MAX_HEADER_LIST_SIZE);
+        for name in [format!("{longest}a"), "/".repeat(MAX_HEADER_LIST_SIZE / 3)] {
+            let status = routing(&name, MAX_HEADER_LIST_SIZE).expect_err("too long");
             assert_eq!(status.code(), Code::InvalidArgument);
             assert!(
                 status

@@ -5,7 +5,10 @@ use std::time::Duration;
 use http::HeaderValue;
 use tonic::Request;
 
-use super::{OperationsClient, header::Template};
+use super::{
+    OperationsClient,
+    header::{MAX_HEADER_LIST_SIZE, Template},
+};
 use crate::{
     auth::AuthInterceptor,
     deadline,
@@ -19,6 +22,7 @@ pub(super) struct Settings {
     pub(super) retry: Option<Retry>,
     pub(super) max_decoding_message_size: Option<usize>,
     pub(super) max_encoding_message_size: Option<usize>,
+    pub(super) max_header_list_size: Option<usize>,
     pub(super) max_waits: Option<usize>,
     pub(super) headers: Template,
 }
@@ -91,8 +95,8 @@ impl<S> OperationsClient<S> {
     }
 
     /// Sets the user agent of every call.
-    pub(crate) fn with_user_agent(mut self, user_agent: HeaderValue) -> Self {
-        self.settings.headers = self.settings.headers.with_user_agent(user_agent);
+    pub(crate) fn with_user_agent(mut self, user_agent: &HeaderValue) -> Self {
+        self.settings.headers = Template::new(Some(user_agent));
         self
     }
 
@@ -111,6 +115,34 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sets the maximum size of all headers of a request together: metadata, credentials, the routing
+    /// header and those of gRPC itself, each counted with 32 bytes more, as in
+    /// [HTTP/2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2).
+    ///
+    /// A larger request ends with `INVALID_ARGUMENT`, which names the largest header; nothing is sent.
+    /// Raise the limit only if the server, and each proxy before it, accepts more: others refuse the
+    /// call, or close the connection, which fails the calls beside it.
+    ///
+    /// Defaults to 8 KiB, the limit that
+    /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) suggests
+    /// to servers.
+    #[must_use]
+    pub const fn with_max_header_list_size(mut self, bytes: usize) -> Self {
+        self.settings.max_header_list_size = Some(bytes);
+        self
+    }
+
+    pub(super) fn max_header_list_size(&self) -> usize {
+        let set = self.settings.max_header_list_size;
+        set.unwrap_or(MAX_HEADER_LIST_SIZE)
+    }
+
+    /// Returns a client for the polls of a poller, which wait by themselves when a quota is exhausted.
+    pub(crate) fn for_polls(mut self) -> Self {
+        self.settings.retry = self.settings.retry.map(Retry::without_quota);
         self
     }
 

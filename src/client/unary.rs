@@ -1,9 +1,9 @@
-//! A call, and each attempt of it, as gRPC frames them.
+//! The request and the response of a unary call, as gRPC frames them.
 //!
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
 //! that is most of the memory that a call takes. See `bench`.
 
-use std::{future::poll_fn, marker::PhantomData};
+use std::marker::PhantomData;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
@@ -13,24 +13,24 @@ use http::{
 };
 use http_body_util::Full;
 use prost::Message as _;
-use tokio::time::Instant;
 use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
     Stack, answer,
-    header::{self, REQUEST_PARAMS, Template},
+    header::{ACCEPT_ENCODING, REQUEST_PARAMS, Template},
     rpc::Rpc,
 };
 use crate::{
     auth::AuthInterceptor,
     deadline::{self, GRPC_TIMEOUT},
+    retry::Attempt,
     status::classify,
     transport::Unary,
 };
 
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
-    /// The caller's own.
+    /// The caller's metadata.
     headers: HeaderMap,
     template: Template,
     extensions: Extensions,
@@ -39,10 +39,13 @@ pub(crate) struct Call<R> {
     rpc: PhantomData<fn(R)>,
 }
 
-/// What the protocol itself says in headers: not for the caller to set.
-const RESERVED: [HeaderName; 5] = [
+/// Headers of the protocol itself, which the caller's metadata cannot set.
+const RESERVED: [HeaderName; 8] = [
     TE,
     CONTENT_TYPE,
+    GRPC_TIMEOUT,
+    ACCEPT_ENCODING,
+    HeaderName::from_static("grpc-encoding"),
     Status::GRPC_STATUS,
     Status::GRPC_MESSAGE,
     HeaderName::from_static("grpc-message-type"),
@@ -56,8 +59,10 @@ impl<R: Rpc> Call<R> {
     ) -> Self {
         let (metadata, extensions, message) = request.into_parts();
         let mut headers = metadata.into_headers();
-        for name in &RESERVED {
-            headers.remove(name);
+        if !headers.is_empty() {
+            for name in &RESERVED {
+                headers.remove(name);
+            }
         }
         Self {
             headers,
@@ -69,32 +74,29 @@ impl<R: Rpc> Call<R> {
         }
     }
 
-    /// The headers of the caller, without what is not for the caller to set.
+    /// Returns the caller's metadata, without the headers of the protocol itself.
     pub(crate) fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// Sends the request, and reads the answer to its end.
+    /// Returns the request of an attempt. Called when the stack is ready, because it adds `grpc-timeout`
+    /// and the credentials.
     ///
-    /// `grpc-timeout` and the credentials are added once the stack is ready.
-    pub(crate) async fn attempt<S: Stack>(
+    /// # Errors
+    ///
+    /// The credentials' failure, if there is no token.
+    pub(crate) fn request(
         &self,
-        before: u32,
-        mut stack: S,
-        deadline: Option<Instant>,
+        attempt: &Attempt,
         auth: Option<&AuthInterceptor>,
         limit: usize,
-    ) -> Result<R::Answer, Status> {
-        poll_fn(|cx| stack.poll_ready(cx))
-            .await
-            .map_err(|error| classify(error.into()))?;
-        let mut headers = self.headers_of_attempt(before);
-        match deadline {
-            Some(deadline) => {
-                deadline::set_remaining(&mut headers, deadline, self.template.timeout_cache());
-            }
-            None => drop(headers.remove(GRPC_TIMEOUT)),
+    ) -> Result<http::Request<Body>, Status> {
+        let deadline = attempt.deadline.map(|deadline| deadline.at());
+        let mut headers = self.template.headers(&self.headers, deadline.is_some());
+        if let Some(deadline) = deadline {
+            deadline::set_remaining(&mut headers, deadline, self.template.timeout_cache());
         }
+        self.set_routing(&mut headers);
         let credentials_expire = match auth {
             Some(auth) => auth.sign(&mut headers)?,
             None => None,
@@ -102,33 +104,39 @@ impl<R: Rpc> Call<R> {
         if auth.is_none() && !self.headers.contains_key(AUTHORIZATION) {
             headers.remove(AUTHORIZATION);
         }
-        header::bounded_in_all(&headers)?;
+        if attempt.previous > 0 {
+            // See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata
+            headers.insert("grpc-previous-rpc-attempts", attempt.previous.into());
+        }
         let unary = Unary {
             limit,
             credentials_expire,
+            deadline,
+            is_retry: attempt.previous > 0,
         };
-        let response = stack
-            .call(self.framed(headers, unary))
-            .await
-            .map_err(|error| classify(error.into()))?;
-        let message = answer::message(response, limit).await?;
-        R::Answer::decode(message).map_err(answer::unreadable)
+        Ok(self.framed(headers, unary))
     }
 
-    /// The headers of an attempt, which says how many were before, see
-    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata).
-    fn headers_of_attempt(&self, before: u32) -> HeaderMap {
-        let mut headers = self.template.headers(&self.headers);
+    /// Sends a request over a stack that is ready, and receives the response.
+    pub(crate) async fn exchange<S: Stack>(
+        &self,
+        mut stack: S,
+        request: http::Request<Body>,
+        limit: usize,
+    ) -> Result<R::Answer, Status> {
+        let response = stack.call(request).await;
+        let response = response.map_err(|error| classify(error.into()))?;
+        let message = answer::message(response, limit).await?;
+        R::Answer::decode(message).map_err(answer::undecodable)
+    }
+
+    fn set_routing(&self, headers: &mut HeaderMap) {
         if !self.headers.contains_key(REQUEST_PARAMS) {
             match &self.routing {
                 Some(routing) => drop(headers.insert(REQUEST_PARAMS, routing.clone())),
                 None => drop(headers.remove(REQUEST_PARAMS)),
             }
         }
-        if before > 0 {
-            headers.insert("grpc-previous-rpc-attempts", before.into());
-        }
-        headers
     }
 
     fn framed(&self, headers: HeaderMap, unary: Unary) -> http::Request<Body> {

@@ -1,20 +1,23 @@
-//! What a client and its clones know in common of waiting: whether the server can, and how many
-//! Waits are under way.
+//! WaitOperation: whether the server implements it, and the permits for concurrent calls.
 
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::OperationsClient;
 
+/// What a client and its clones share about WaitOperation.
 #[derive(Default)]
 pub(crate) struct Waits {
-    /// Whether the server has said that it cannot.
-    cannot: AtomicBool,
+    /// When the server last answered that it does not implement it.
+    unimplemented_at: Mutex<Option<Instant>>,
     under_way: AtomicUsize,
     /// How many calls the stack can carry at once, if it tells.
     capacity: Option<Box<dyn Fn() -> usize + Send + Sync>>,
@@ -28,6 +31,12 @@ impl Waits {
         }
     }
 
+    fn unimplemented_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unimplemented_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// At most half of the streams, so that a call finds one that is not taken for a minute.
     fn at_once(&self, most: usize) -> usize {
         self.capacity
@@ -39,7 +48,7 @@ impl Waits {
 impl fmt::Debug for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Waits")
-            .field("cannot", &self.cannot)
+            .field("unimplemented_at", &self.unimplemented_at)
             .field("under_way", &self.under_way)
             .finish_non_exhaustive()
     }
@@ -77,7 +86,8 @@ impl<S> OperationsClient<S> {
 
     /// Gives leave for a Wait, if the server can wait and few others are under way.
     pub(crate) fn may_wait(&self) -> Option<Leave<'_>> {
-        if self.waits.cannot.load(Ordering::Relaxed) {
+        let unimplemented_at = *self.waits.unimplemented_at();
+        if unimplemented_at.is_some_and(|at| at.elapsed() < UNIMPLEMENTED) {
             return None;
         }
         let before = self.waits.under_way.fetch_add(1, Ordering::Relaxed);
@@ -86,10 +96,15 @@ impl<S> OperationsClient<S> {
         (before < self.waits.at_once(most)).then_some(leave)
     }
 
-    pub(crate) fn remember_that_it_cannot_wait(&self) {
-        self.waits.cannot.store(true, Ordering::Relaxed);
+    /// Notes that the server does not implement WaitOperation. It is not called for a while.
+    pub(crate) fn wait_is_unimplemented(&self) {
+        *self.waits.unimplemented_at() = Some(Instant::now());
     }
 }
+
+/// How long WaitOperation is not called after an `UNIMPLEMENTED`. The server may be replaced by one that
+/// implements it, or only one of several may not.
+const UNIMPLEMENTED: Duration = Duration::from_secs(600);
 
 /// Half of the streams that Google's front ends allow on a connection: Waits, which take them for a
 /// minute, must not keep other calls from them.

@@ -19,7 +19,7 @@ use crate::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
     },
-    status::{Origin, mark},
+    status::{Delivery, Origin, mark},
 };
 
 /// The methods of an [`Emulator`](super::Emulator), for tonic's generated server.
@@ -134,7 +134,7 @@ fn meets(call: &Call, requirement: &Requirement) -> Result<(), Status> {
 
 fn spoken(status: Status) -> Status {
     match status.source() {
-        None => mark(status, Origin::Server),
+        None => mark(status, Origin::Server, Delivery::Answered),
         Some(_) => status,
     }
 }

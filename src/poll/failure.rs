@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use crate::{
     operation::Operation,
     proto::operation,
-    status::{Origin, StatusExt as _, caused, local},
+    status::{Delivery, Origin, StatusExt as _, caused, local, with_delivery},
 };
 
 /// Whether it is the word of a server that knows no Wait. One in this very process counts, whose
@@ -47,12 +47,29 @@ pub(super) fn may_be_wait_alone(status: &Status) -> bool {
 }
 
 /// The end of a poll that may look no longer, and why its last look failed, if it did.
-pub(super) fn time_is_up(name: &str, limit: Duration, failure: Option<Status>) -> Status {
+pub(super) fn time_is_up(
+    name: &str,
+    limit: Duration,
+    failure: Option<Status>,
+    is_answered: bool,
+) -> Status {
     let message = format!("operation {name:?} was not done within {limit:?}");
     let Some(failure) = failure else {
-        return local(Code::DeadlineExceeded, message);
+        let delivery = if is_answered {
+            Delivery::Answered
+        } else {
+            Delivery::MaybeSent
+        };
+        return with_delivery(local(Code::DeadlineExceeded, message), delivery);
     };
     let (code, text) = (failure.code_name(), failure.message());
     let message = format!("{message}; the last look failed: {code}: {text}");
-    caused(Code::DeadlineExceeded, message, Origin::Client, failure)
+    let delivery = failure.delivery().unwrap_or(Delivery::MaybeSent);
+    caused(
+        Code::DeadlineExceeded,
+        message,
+        Origin::Client,
+        delivery,
+        failure,
+    )
 }

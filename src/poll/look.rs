@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::{Extensions, Request, Status, metadata::MetadataMap};
+use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
 
 use super::failure::is_transient;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     proto::{
         CancelOperationRequest, GetOperationRequest, WaitOperationRequest, duration, rpc::RetryInfo,
     },
-    status::StatusExt as _,
+    status::{Delivery, StatusExt as _, local, with_delivery},
 };
 
 /// The operation that is looked at, and what goes along with every call.
@@ -54,7 +54,7 @@ impl Target {
         let name = self.name.clone();
         let mut request = self.request(GetOperationRequest { name });
         client.bound(&mut request, within);
-        client.get_operation(request).await
+        self.checked(client.get_operation(request).await?)
     }
 
     async fn wait<S: Stack + Sync>(
@@ -73,7 +73,31 @@ impl Target {
         let timeout = prost_types::Duration::try_from(slice).ok();
         let mut request = self.request(WaitOperationRequest { name, timeout });
         request.set_timeout(slice + margin);
-        client.wait_operation(request).await
+        self.checked(client.wait_operation(request).await?)
+    }
+
+    /// Checks that the server has returned the operation that it was asked for.
+    ///
+    /// Only the last segment of the name is compared: a server may return the number of a project in
+    /// place of its ID, as [AIP-2510](https://google.aip.dev/cloud/2510) has it. An empty name is
+    /// accepted.
+    ///
+    /// # Errors
+    ///
+    /// `INTERNAL`: it is another one.
+    fn checked(&self, operation: Operation) -> Result<Operation, Status> {
+        fn id(name: &str) -> Option<&str> {
+            name.rsplit('/').next()
+        }
+        if operation.name.is_empty() || id(&operation.name) == id(&self.name) {
+            return Ok(operation);
+        }
+        let message = format!(
+            "the server returned operation {:?}, but {:?} was requested",
+            operation.name, self.name
+        );
+        let status = local(Code::Internal, message);
+        Err(with_delivery(status, Delivery::Answered))
     }
 
     fn request<R>(&self, message: R) -> Request<R> {

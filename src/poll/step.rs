@@ -49,7 +49,8 @@ impl<S: Stack + Sync> Poller<S> {
         let left = limit.map_or(Duration::MAX, |limit| limit.saturating_duration_since(now));
         if left.is_zero() {
             let (total, failure) = (total.unwrap_or_default(), self.failure.clone());
-            return Err(time_is_up(self.name(), total, failure));
+            let is_answered = self.latest.is_some();
+            return Err(time_is_up(self.name(), total, failure, is_answered));
         }
         let rest = self.due.map_or(Duration::ZERO, |(since, pause)| {
             pause.saturating_sub(now.saturating_duration_since(since))
@@ -86,7 +87,7 @@ impl<S: Stack + Sync> Poller<S> {
             next,
         } = seen;
         if by_wait && result.as_ref().is_err_and(cannot_wait) {
-            self.client.remember_that_it_cannot_wait();
+            self.client.wait_is_unimplemented();
             return Ok(None);
         }
         let needs_confirmation = by_wait && result.as_ref().is_ok_and(has_untyped_response);

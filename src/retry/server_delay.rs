@@ -16,7 +16,7 @@ pub(crate) enum ServerDelay {
     NoRetry,
     /// The delay of `grpc-retry-pushback-ms`.
     Exactly(Duration),
-    /// The delay of a `RetryInfo`.
+    /// The delay of a `RetryInfo`, which may be zero.
     AtLeast(Duration),
 }
 
@@ -38,10 +38,13 @@ impl ServerDelay {
                 Self::Exactly(Duration::from_millis(millis))
             }));
         }
-        let delay = duration(status.detail::<RetryInfo>()?.retry_delay?)?;
+        let delay = status
+            .detail::<RetryInfo>()?
+            .retry_delay
+            .unwrap_or_default();
         // Capped, so that jitter cannot overflow.
-        let delay = delay.min(Duration::from_secs(1 << 32));
-        (!delay.is_zero()).then_some(Self::AtLeast(delay))
+        let delay = duration(delay)?.min(Duration::from_secs(1 << 32));
+        Some(Self::AtLeast(delay))
     }
 }
 
@@ -73,7 +76,7 @@ mod tests {
             ((3, 0), at_least(Duration::from_secs(3))),
             ((0, 1_000_000), at_least(Duration::from_millis(1))),
             ((i64::MAX, 0), at_least(Duration::from_secs(1 << 32))),
-            ((0, 0), None),
+            ((0, 0), at_least(Duration::ZERO)),
             ((-1, 0), None),
         ];
         for ((seconds, nanos), expected) in table {

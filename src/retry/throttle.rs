@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::trace;
+
 /// The settings of a throttle, in thousandths of a token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -46,24 +48,32 @@ impl Throttle {
         }
     }
 
-    /// Takes a token; returns whether enough are left for a retry.
+    /// Takes a token. Returns whether enough are left for a retry.
     pub(crate) fn failed(&self) -> bool {
-        let less = |tokens: u32| Some(tokens.saturating_sub(THOUSAND));
-        self.update(less) > self.limits.max / 2
+        self.update(|tokens| Some(tokens.saturating_sub(THOUSAND)))
     }
 
+    /// Adds the tokens of a successful call.
     pub(crate) fn succeeded(&self) {
         let Limits { max, success } = self.limits;
         // Usually all tokens are left: then there is no write, for which all cores would compete.
         self.update(|tokens| (tokens < max).then(|| max.min(tokens + success)));
     }
 
-    fn update(&self, change: impl Fn(u32) -> Option<u32>) -> u32 {
+    /// Changes the number of tokens. Returns whether enough are left for a retry.
+    fn update(&self, change: impl Fn(u32) -> Option<u32>) -> bool {
+        let allows_retry = |tokens| tokens > self.limits.max / 2;
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
-        match self.tokens.fetch_update(success, failure, &change) {
-            Ok(before) => change(before).unwrap_or(before),
-            Err(unchanged) => unchanged,
+        let (before, after) = match self.tokens.fetch_update(success, failure, &change) {
+            Ok(before) => (before, change(before).unwrap_or(before)),
+            Err(unchanged) => (unchanged, unchanged),
+        };
+        match (allows_retry(before), allows_retry(after)) {
+            (true, false) => trace::throttle_started(),
+            (false, true) => trace::throttle_stopped(),
+            _ => {}
         }
+        allows_retry(after)
     }
 }
 

@@ -1,14 +1,14 @@
-//! The status of a call that ended without a word of the server.
+//! The status of a call that ended with an error in place of a response.
 //!
-//! tonic has a mapping of its own, but it differs with tonic's features, and calls an expired
-//! deadline CANCELLED. This one looks at the errors themselves.
+//! tonic has such a mapping, but it differs with tonic's features, and maps an expired deadline to
+//! CANCELLED. This one examines the errors themselves.
 
 use std::{error::Error, io};
 
 use h2::Reason;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
-use super::{Origin, caused, mark};
+use super::{Delivery, Origin, caused, mark};
 
 /// Finds the first error in the chain of sources that tells how the call ended.
 ///
@@ -16,30 +16,38 @@ use super::{Origin, caused, mark};
 ///   [gRPC's status codes](https://github.com/grpc/grpc/blob/master/doc/statuscodes.md).
 /// - A stream that the peer resets follows
 ///   [gRPC over HTTP/2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors).
-/// - Time that is up here is `DEADLINE_EXCEEDED`.
+/// - A timeout of the client is `DEADLINE_EXCEEDED`.
 /// - Anything else is `UNKNOWN`.
 pub(crate) fn classify(error: Box<dyn Error + Send + Sync>) -> Status {
     let error = match error.downcast::<Status>() {
-        Ok(status) if status.code() != Code::Ok => return mark(*status, Origin::Client),
+        Ok(status) if status.code() != Code::Ok => return of_layer(*status),
         Ok(status) => status,
         Err(error) => error,
     };
     let found = find(&*error).or_else(|| {
         // Only now: an `io::Error` may be the mere wrapping of one that tells more.
         let broken = chain(&*error).any(|error| error.is::<io::Error>());
-        broken.then_some(Found::Code(Code::Unavailable, Origin::Transport))
+        broken.then_some(transport(Code::Unavailable))
     });
-    match found {
-        Some(Found::Status(status)) => mark(status.clone(), Origin::Client),
-        Some(Found::Code(code, origin)) => caused(code, text(&*error), origin, error),
-        None => caused(Code::Unknown, text(&*error), Origin::Transport, error),
+    match found.unwrap_or(transport(Code::Unknown)) {
+        Found::Status(status) => of_layer(status.clone()),
+        Found::Code(code, origin, delivery) => caused(code, text(&*error), origin, delivery, error),
     }
 }
 
 enum Found<'a> {
-    /// Some layer of the stack raised a status of its own.
+    /// A layer of the stack raised a status.
     Status(&'a Status),
-    Code(Code, Origin),
+    Code(Code, Origin, Delivery),
+}
+
+fn transport(code: Code) -> Found<'static> {
+    Found::Code(code, Origin::Transport, Delivery::MaybeSent)
+}
+
+/// Whether the layer raised the status before or after the call was sent is not known.
+fn of_layer(status: Status) -> Status {
+    mark(status, Origin::Client, Delivery::MaybeSent)
 }
 
 fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<Found<'a>> {
@@ -55,22 +63,45 @@ fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<Found<'a>> {
             || error.is::<tower::timeout::error::Elapsed>()
             || error.is::<tokio::time::error::Elapsed>()
         {
-            return Some(Found::Code(Code::DeadlineExceeded, Origin::Client));
+            return Some(Found::Code(
+                Code::DeadlineExceeded,
+                Origin::Client,
+                Delivery::MaybeSent,
+            ));
         }
         if error.is::<tower::load_shed::error::Overloaded>() {
-            return Some(Found::Code(Code::ResourceExhausted, Origin::Client));
+            return Some(Found::Code(
+                Code::ResourceExhausted,
+                Origin::Client,
+                Delivery::NotSent,
+            ));
         }
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return Some(Found::Code(of_http2(error), Origin::Transport));
+            let delivery = if is_unprocessed(error) {
+                Delivery::NotSent
+            } else {
+                Delivery::MaybeSent
+            };
+            return Some(Found::Code(of_http2(error), Origin::Transport, delivery));
         }
-        let broken = error.is::<ConnectError>()
-            || error.is::<tower::buffer::error::Closed>()
+        if error.is::<ConnectError>() {
+            let delivery = Delivery::NotSent;
+            return Some(Found::Code(Code::Unavailable, Origin::Transport, delivery));
+        }
+        let broken = error.is::<tower::buffer::error::Closed>()
             || error.downcast_ref::<hyper::Error>().is_some_and(broken);
-        broken.then_some(Found::Code(Code::Unavailable, Origin::Transport))
+        broken.then_some(transport(Code::Unavailable))
     })
 }
 
-/// Whether it is for the connection, as far as hyper tells without naming a cause.
+/// Returns whether the server reports that it did not process the call: it refused the stream, or it
+/// goes away and the stream is above the last one that it still serves.
+pub(crate) fn is_unprocessed(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
+}
+
+/// Returns whether hyper reports that the connection has failed, without a cause.
 fn broken(error: &hyper::Error) -> bool {
     let closed = error.is_canceled() || error.is_closed() || error.is_incomplete_message();
     let dead = error.is_timeout(); // a keepalive ping without an answer
@@ -90,7 +121,9 @@ fn of_http2(error: &h2::Error) -> Code {
             | Reason::FRAME_SIZE_ERROR
             | Reason::COMPRESSION_ERROR
             | Reason::CONNECT_ERROR
-            | Reason::SETTINGS_TIMEOUT,
+            | Reason::SETTINGS_TIMEOUT
+            // Not in the table: UNKNOWN by its letter. grpc-go and grpc-java have INTERNAL.
+            | Reason::STREAM_CLOSED,
         ) => Code::Internal,
         Some(Reason::REFUSED_STREAM) => Code::Unavailable,
         Some(Reason::CANCEL) => Code::Cancelled,
@@ -143,7 +176,7 @@ mod tests {
             (Reason::INTERNAL_ERROR, Code::Internal),
             (Reason::FLOW_CONTROL_ERROR, Code::Internal),
             (Reason::SETTINGS_TIMEOUT, Code::Internal),
-            (Reason::STREAM_CLOSED, Code::Unknown),
+            (Reason::STREAM_CLOSED, Code::Internal),
             (Reason::FRAME_SIZE_ERROR, Code::Internal),
             (Reason::REFUSED_STREAM, Code::Unavailable),
             (Reason::CANCEL, Code::Cancelled),

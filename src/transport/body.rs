@@ -15,7 +15,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tonic::{Code, Status, body::Body};
 
 use super::{budget::Buffered, link::Link};
-use crate::status::local;
+use crate::status::{Delivery, local, with_delivery};
 
 /// The body of a response.
 ///
@@ -140,12 +140,11 @@ impl Streamed {
     fn failed(&mut self, error: h2::Error) -> Status {
         self.return_stream();
         if self.deadline.is_some_and(|at| Instant::now() >= at) {
-            return local(
-                Code::DeadlineExceeded,
-                "the deadline passed while the response was read",
-            );
+            let message = "the deadline passed while the response was read";
+            let status = local(Code::DeadlineExceeded, message);
+            return with_delivery(status, Delivery::Answered);
         }
-        self.link.failed(error)
+        self.link.failed(error, Delivery::Answered)
     }
 
     fn return_stream(&mut self) {

@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 
 use super::body::ResponseBody;
 use crate::{
-    deadline::{self, Deadline},
-    status::{Origin, caused},
+    deadline::{self, Deadline, Stage, Waited},
+    status::{Delivery, Origin, caused},
 };
 
 /// An extension of requests whose response is one message: the connection's task reads it whole.
@@ -22,6 +22,11 @@ pub(crate) struct Unary {
     pub(crate) limit: usize,
     /// When the credentials in the request's headers expire.
     pub(crate) credentials_expire: Option<Instant>,
+    /// The caller's deadline, which `grpc-timeout` holds rounded up.
+    pub(crate) deadline: Option<Instant>,
+    /// Whether this is a retry of a failed call. The transport then does not retry it by itself if the
+    /// server refuses it.
+    pub(crate) is_retry: bool,
 }
 
 /// A call whose caller waits for the response: it is queued, or on a stream.
@@ -35,7 +40,7 @@ pub(crate) struct PendingCall {
     pub(crate) queued_at: Instant,
     /// The call's place in the order of arrival, which the queue sets.
     pub(crate) number: u64,
-    /// Whether the server has already refused it.
+    /// Whether the one retry after a refusal of the server is used up.
     pub(crate) refused: bool,
     /// The connection that should not take it again, if another can.
     pub(crate) avoid: Option<u64>,
@@ -48,9 +53,9 @@ impl PendingCall {
         let _ = self.reply.send(result);
     }
 
-    /// Ends a call whose deadline has passed.
-    pub(crate) fn reply_too_late(self, now: Instant) {
-        if let Some(status) = self.too_late(now) {
+    /// Ends a call whose deadline has passed while it was in this stage.
+    pub(crate) fn reply_too_late(self, now: Instant, stage: Stage) {
+        if let Some(status) = self.too_late(now, stage) {
             self.reply(Err(status));
         }
     }
@@ -61,9 +66,10 @@ impl PendingCall {
     }
 
     /// Returns the status of a call that must not be sent any more.
-    pub(crate) fn too_late(&self, now: Instant) -> Option<Status> {
+    pub(crate) fn too_late(&self, now: Instant, stage: Stage) -> Option<Status> {
         if let Some(deadline) = self.deadline.filter(|_| self.has_expired(now)) {
-            return Some(deadline.exceeded(QUEUED));
+            let queued = now.saturating_duration_since(self.queued_at);
+            return Some(deadline.exceeded(Waited::new(stage, queued)));
         }
         let expire = self.unary?.credentials_expire?;
         let message = "the call's credentials expired while it was queued for a stream";
@@ -83,10 +89,6 @@ impl PendingCall {
     }
 }
 
-/// Why a call was not answered in time.
-pub(crate) const QUEUED: &str = "the call was still queued for a stream";
-pub(crate) const UNANSWERED: &str = "the server has not answered";
-
 /// Why a call was not sent. [`OperationsClient`](crate::OperationsClient) retries such a call.
 #[derive(Debug)]
 pub(crate) enum Unsent {
@@ -102,19 +104,7 @@ impl Unsent {
             Self::CredentialsExpired => Code::Unavailable,
             Self::QueueFull => Code::ResourceExhausted,
         };
-        caused(code, message, Origin::Client, self)
-    }
-
-    /// Returns whether this is the cause of a status.
-    pub(crate) fn is_cause_of(status: &Status) -> bool {
-        let mut cause = std::error::Error::source(status);
-        while let Some(error) = cause {
-            if error.is::<Self>() {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
+        caused(code, message, Origin::Client, Delivery::NotSent, self)
     }
 }
 

@@ -28,7 +28,8 @@ use super::{
     waker::{ConnectionHandle, ExchangeWaker},
 };
 use crate::{
-    status::{Origin, caused},
+    deadline::Stage,
+    status::{Delivery, Origin, caused},
     trace,
 };
 
@@ -127,6 +128,7 @@ impl Connection {
                 withholds: false.into(),
                 stream_begun: false.into(),
                 timed_out: OnceLock::new(),
+                go_away: OnceLock::new(),
             }),
             http2: Some(http2),
             sender: Some(sender),
@@ -160,7 +162,9 @@ impl Connection {
         if let Poll::Ready(closed) = closed {
             if let Err(error) = closed {
                 self.note_complaint(&error);
+                self.link.note_go_away(&error);
             }
+            self.note_go_away();
             self.end(now);
             return Progress::Ended;
         }
@@ -171,7 +175,10 @@ impl Connection {
         }
         match self.poll_sender() {
             Poll::Ready(Ok(())) => self.is_full = false,
-            Poll::Ready(Err(_)) => self.remove_from_pool(),
+            Poll::Ready(Err(error)) => {
+                self.link.note_go_away(&error);
+                self.remove_from_pool();
+            }
             Poll::Pending => {}
         }
         let has_taken = self.take_calls(now);
@@ -274,6 +281,7 @@ impl Connection {
             error,
             unprocessed,
             unwritten,
+            no_head,
         } = failed;
         self.failures = self.failures.saturating_add(1);
         // A call that the server refused is retried once, one that was not sent at all any number of
@@ -288,7 +296,17 @@ impl Connection {
                 pool.put_back(call);
                 pool.open_if_needed();
             }
-            None => call.reply(Err(self.link.failed(error))),
+            None => {
+                let delivery = if unwritten || unprocessed {
+                    Delivery::NotSent
+                } else if no_head {
+                    Delivery::MaybeSent
+                } else {
+                    Delivery::Answered
+                };
+                self.note_go_away();
+                call.reply(Err(self.link.failed(error, delivery)));
+            }
         }
     }
 
@@ -343,7 +361,7 @@ impl Connection {
         if call.reply.is_closed() {
             return;
         }
-        if let Some(status) = call.too_late(now) {
+        if let Some(status) = call.too_late(now, Stage::Stream) {
             return call.reply(Err(status));
         }
         // A stream whose reset is not written yet still counts towards the limit.
@@ -374,6 +392,14 @@ impl Connection {
         match &mut self.sender {
             Some(sender) => sender.poll_ready(&mut cx),
             None => Poll::Pending,
+        }
+    }
+
+    /// Notes the server's GOAWAY. The sender returns it, where the streams that it ends may only have
+    /// the error of the socket that was closed after it.
+    fn note_go_away(&mut self) {
+        if let Poll::Ready(Err(error)) = self.poll_sender() {
+            self.link.note_go_away(&error);
         }
     }
 
@@ -482,6 +508,7 @@ fn invalid_request(error: h2::Error) -> Status {
         Code::InvalidArgument,
         format!("invalid request: {error}"),
         Origin::Client,
+        Delivery::NotSent,
         error,
     )
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use h2::client::{self, SendRequest};
-use http::{Uri, uri::Authority};
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use tower::BoxError;
@@ -21,7 +24,7 @@ use super::{
     counted_io::{CountedIo, IoState},
     dial::{Dial, Io},
 };
-use crate::status::{Origin, caused, classify};
+use crate::status::{Delivery, Origin, caused, classify};
 
 /// Opens connections to one server.
 pub(crate) struct Connector {
@@ -67,7 +70,13 @@ impl Connector {
         opened.map_err(|error| {
             let cause = classify(error);
             let message = format!("cannot connect to {}: {}", self.authority, cause.message());
-            caused(Code::Unavailable, message, Origin::Transport, cause)
+            caused(
+                Code::Unavailable,
+                message,
+                Origin::Transport,
+                Delivery::NotSent,
+                cause,
+            )
         })
     }
 
@@ -139,6 +148,10 @@ impl Connector {
         Err(match state.foreign_protocol() {
             _ if http2.max_concurrent_send_streams() != UNANNOUNCED => Unopened::Again(error),
             Some(foreign) => Unopened::Failed(foreign.into()),
+            // grpc-go and grpc-java close a connection without TLS like that.
+            None if state.reads() == 0 && self.uri.scheme() == Some(&Scheme::HTTP) => {
+                Unopened::Failed(Box::new(ClosedAtOnce(error)))
+            }
             None => Unopened::Failed(error),
         })
     }
@@ -186,6 +199,25 @@ impl Tls {
             ));
         }
         Ok(Box::new(io))
+    }
+}
+
+/// A connection without TLS that the server closed before it sent anything.
+#[derive(Debug)]
+struct ClosedAtOnce(BoxError);
+
+impl fmt::Display for ClosedAtOnce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "the server closed the connection without a response: if it requires TLS, write \
+             https:// in the endpoint",
+        )
+    }
+}
+
+impl std::error::Error for ClosedAtOnce {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
     }
 }
 

@@ -26,6 +26,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     sync::Mutex,
     time::sleep,
 };
@@ -47,10 +48,13 @@ trait Dialing: Send + Sync {
 
 impl Dial {
     /// Connects over TCP. The host is looked up for each connection.
-    pub(crate) fn tcp() -> Self {
+    ///
+    /// `user_timeout` is how long the peer may leave data unacknowledged, if that is limited.
+    pub(crate) fn tcp(user_timeout: Option<Duration>) -> Self {
         Self(Arc::new(Tcp {
             resolver: Resolver(GaiResolver::new()),
             next: AtomicUsize::new(0),
+            user_timeout,
         }))
     }
 
@@ -143,6 +147,7 @@ struct Tcp<R> {
     resolver: R,
     /// How many connections were started.
     next: AtomicUsize,
+    user_timeout: Option<Duration>,
 }
 
 /// How long to wait for one address before connecting to the next as well.
@@ -150,21 +155,26 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 impl<R: Resolve> Tcp<R> {
     /// Connects to an address of the host. `turn` says with which to start.
-    async fn connect(resolver: R, turn: usize, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+    async fn connect(
+        resolver: R,
+        turn: usize,
+        uri: Uri,
+        user_timeout: Option<Duration>,
+    ) -> Result<Box<dyn Io>, BoxError> {
         let addresses = Self::resolve(resolver, &uri).await?;
         let mut addresses = in_turn(addresses, turn).into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut failure = None;
         loop {
             match addresses.next() {
-                Some(address) => attempts.push(connect_to(address, uri.clone())),
+                Some(address) => attempts.push(connect_to(address, uri.clone(), user_timeout)),
                 None if attempts.is_empty() => break,
                 None => {}
             }
             let more = !addresses.as_slice().is_empty();
             tokio::select! {
                 Some(attempt) = attempts.next() => match attempt {
-                    Ok(io) => return Ok(io),
+                    Ok(io) => return Ok(Box::new(io)),
                     Err(error) => failure = Some(error),
                 },
                 () = sleep(STAGGER), if more => {}
@@ -212,7 +222,11 @@ fn in_turn(addresses: Vec<SocketAddr>, turn: usize) -> Vec<SocketAddr> {
 }
 
 /// Connects to one address, with the options of all connections.
-async fn connect_to(address: SocketAddr, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+async fn connect_to(
+    address: SocketAddr,
+    uri: Uri,
+    user_timeout: Option<Duration>,
+) -> Result<TcpStream, BoxError> {
     let only = tower::service_fn(move |_: Name| ready(io::Result::Ok(std::iter::once(address))));
     let mut connector = HttpConnector::new_with_resolver(only);
     connector.enforce_http(false);
@@ -222,16 +236,18 @@ async fn connect_to(address: SocketAddr, uri: Uri) -> Result<Box<dyn Io>, BoxErr
     connector.set_keepalive_interval(Some(Duration::from_secs(10)));
     connector.set_keepalive_retries(Some(3));
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    connector.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+    connector.set_tcp_user_timeout(user_timeout);
+    #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
+    let _ = user_timeout;
     poll_fn(|cx| connector.poll_ready(cx)).await?;
-    let io = connector.call(uri).await?.into_inner();
-    Ok(Box::new(io))
+    Ok(connector.call(uri).await?.into_inner())
 }
 
 impl<R: Resolve> Dialing for Tcp<R> {
     fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        Box::pin(Self::connect(self.resolver.clone(), turn, uri))
+        let resolver = self.resolver.clone();
+        Box::pin(Self::connect(resolver, turn, uri, self.user_timeout))
     }
 }
 
@@ -263,7 +279,7 @@ where
 #[cfg(test)]
 mod tests {
     use tokio::{
-        net::{TcpListener, TcpSocket, TcpStream},
+        net::{TcpListener, TcpSocket},
         time::{Instant, timeout},
     };
 
@@ -310,6 +326,7 @@ mod tests {
         Tcp {
             resolver: tower::service_fn(move |_: Name| ready(Ok(addresses.clone().into_iter()))),
             next: AtomicUsize::new(0),
+            user_timeout: None,
         }
     }
 
@@ -378,6 +395,20 @@ mod tests {
         tcp.dial(uri).await.expect("the second listens");
         let took = begin.elapsed();
         assert!((200..800).contains(&took.as_millis()), "{took:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_gets_the_user_timeout() {
+        let listeners = listeners(1).await;
+        let address = listeners[0].local_addr().expect("it is bound");
+        let uri: Uri = format!("http://{address}").parse().expect("a URI");
+        for timeout in [None, Some(Duration::from_secs(20))] {
+            let io = connect_to(address, uri.clone(), timeout).await;
+            let io = io.expect("it listens");
+            let set = socket2::SockRef::from(&io).tcp_user_timeout();
+            assert_eq!(set.expect("a socket"), timeout);
+        }
     }
 
     #[test]

@@ -18,11 +18,14 @@ use tonic::{Code, Status};
 use super::{
     abandoned::{Discarding, Unfinished},
     body::{RequestBody, ResponseBody},
-    call::{PendingCall, UNANSWERED},
+    call::PendingCall,
     link::Link,
     unary::{Received, UnaryResponse},
 };
-use crate::deadline::Deadline;
+use crate::{
+    deadline::{Deadline, Stage, Waited},
+    status::is_unprocessed,
+};
 
 /// A call whose request was given to HTTP/2.
 ///
@@ -31,6 +34,7 @@ use crate::deadline::Deadline;
 pub(crate) struct Exchange {
     link: Arc<Link>,
     deadline: Option<Deadline>,
+    started_at: Instant,
     /// `None` once the caller has its result.
     call: Option<PendingCall>,
     /// `None` once this has resolved.
@@ -70,7 +74,7 @@ pub(crate) enum End {
     StreamRead,
     /// The stream has failed before the caller had a response.
     Failed(Box<FailedCall>),
-    /// The caller was dropped, the deadline has passed, or the response is too large.
+    /// The caller was dropped, the deadline has passed, or the response is invalid.
     Cancelled {
         /// Whether the deadline has passed, and nothing was received since the request or the last data
         /// of the response.
@@ -87,6 +91,8 @@ pub(crate) struct FailedCall {
     pub(crate) unprocessed: bool,
     /// Not a byte was written since the request was given to HTTP/2.
     pub(crate) unwritten: bool,
+    /// No Response-Headers have arrived.
+    pub(crate) no_head: bool,
 }
 
 /// Why a request could not be given to HTTP/2.
@@ -123,6 +129,7 @@ impl Exchange {
         Ok(Self {
             link: link.clone(),
             deadline: call.deadline,
+            started_at: now,
             call: Some(call),
             stream: Some(Stream {
                 request,
@@ -147,7 +154,15 @@ impl Exchange {
     pub(crate) fn expire(&mut self, now: Instant) -> End {
         let end = self.cancel(now);
         if let (Some(call), Some(deadline)) = (self.call.take(), self.deadline) {
-            call.reply(Err(deadline.exceeded(UNANSWERED)));
+            let waited = Waited::new(
+                Stage::Answer,
+                now.saturating_duration_since(self.started_at),
+            )
+            .after(
+                Stage::Stream,
+                self.started_at.saturating_duration_since(call.queued_at),
+            );
+            call.reply(Err(deadline.exceeded(waited)));
         }
         end
     }
@@ -218,6 +233,7 @@ impl Exchange {
         End::Failed(Box::new(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
             unwritten: no_head && !error.is_reset() && self.link.io.writes() == self.writes,
+            no_head,
             call,
             error,
         }))
@@ -296,7 +312,7 @@ impl Exchange {
                 self.free_stream();
                 End::Answered { unavailable }
             }
-            Received::TooLarge => {
+            Received::Invalid => {
                 reply(None);
                 self.cancel(Instant::now())
             }
@@ -352,13 +368,6 @@ impl Stream {
             response,
         })
     }
-}
-
-/// Whether the server says that it did not process the call: it refused the stream, or it goes away
-/// and the stream is above the last one that it still serves.
-fn is_unprocessed(error: &h2::Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-    error.is_remote() && (refused || error.is_go_away())
 }
 
 /// Whether the server, or a proxy before it, is unavailable. It responds so immediately that the

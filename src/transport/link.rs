@@ -12,7 +12,7 @@ use http::uri::Authority;
 use tonic::{Code, Status};
 
 use super::{budget::Budget, counted_io::IoState};
-use crate::status::{Origin, caused, classify};
+use crate::status::{Delivery, Origin, caused, classify, with_retry};
 
 /// The part of a connection's state that its exchanges and the readers of its responses need.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Link {
     pub(crate) stream_begun: AtomicBool,
     /// The keepalive timeout that ended the connection, if one did.
     pub(crate) timed_out: OnceLock<Duration>,
+    /// The error code and the debug data of the server's GOAWAY, as text.
+    pub(crate) go_away: OnceLock<String>,
 }
 
 impl Link {
@@ -50,17 +52,46 @@ impl Link {
         self.io.reads() as isize - probes as isize
     }
 
+    /// Notes the server's GOAWAY, if this error is one.
+    pub(crate) fn note_go_away(&self, error: &h2::Error) {
+        if error.is_go_away()
+            && error.is_remote()
+            && let Some(reason) = error.reason()
+        {
+            let text = || format!("the server closed the connection: GOAWAY {reason:?}: {error}");
+            self.go_away.get_or_init(text);
+        }
+    }
+
     /// Returns the status of a call that failed on this connection.
-    pub(crate) fn failed(&self, error: h2::Error) -> Status {
+    pub(crate) fn failed(&self, error: h2::Error, delivery: Delivery) -> Status {
         let authority = &self.authority;
+        let is_reset = error.is_reset();
         if let Some(timeout) = self.timed_out.get() {
             let message = format!(
                 "{authority}: keepalive timed out: no data received within {timeout:?} of a ping"
             );
-            return caused(Code::Unavailable, message, Origin::Transport, error);
+            return caused(
+                Code::Unavailable,
+                message,
+                Origin::Transport,
+                delivery,
+                error,
+            );
         }
-        let status = classify(error.into());
-        let message = format!("{authority}: {}", status.message());
-        caused(status.code(), message, Origin::Transport, status)
+        self.note_go_away(&error);
+        let cause = classify(error.into());
+        let (code, message) = match self.go_away.get() {
+            Some(go_away) if !is_reset => (Code::Unavailable, go_away.as_str()),
+            _ => (cause.code(), cause.message()),
+        };
+        let message = format!("{authority}: {message}");
+        let status = caused(code, message, Origin::Transport, delivery, cause);
+        if delivery == Delivery::Answered {
+            // A call is not retried once Response-Headers have arrived.
+            with_retry(status, false)
+        } else {
+            status
+        }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     connector::Opened,
     pool::{Attempt, Pool},
 };
-use crate::status::{Origin, mark};
+use crate::status::{Delivery, Origin, mark};
 
 /// Spawns the task of a connection, which opens it first.
 pub(crate) fn spawn_connection(pool: &Arc<Pool>, attempt: Attempt) {
@@ -119,7 +119,11 @@ impl Drop for AttemptGuard {
             "cannot connect to {}: the connector panicked",
             pool.connector.authority
         );
-        let failure = mark(Status::unavailable(message), Origin::Transport);
+        let failure = mark(
+            Status::unavailable(message),
+            Origin::Transport,
+            Delivery::NotSent,
+        );
         pool.not_opened(&attempt.handle, &failure);
     }
 }

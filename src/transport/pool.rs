@@ -27,7 +27,7 @@ use super::{
     connector::Connector,
     waker::ConnectionHandle,
 };
-use crate::trace;
+use crate::{deadline::Stage, trace};
 
 /// The settings of a pool.
 #[derive(Clone, Debug)]
@@ -111,6 +111,8 @@ struct Deferred {
     connection: Option<Arc<ConnectionHandle>>,
     callers: Vec<Waker>,
     expired: Vec<PendingCall>,
+    /// What the expired calls waited for.
+    stage: Option<Stage>,
 }
 
 impl Deferred {
@@ -120,7 +122,7 @@ impl Deferred {
         }
         self.callers.into_iter().for_each(Waker::wake);
         for call in self.expired {
-            call.reply_too_late(now);
+            call.reply_too_late(now, self.stage.unwrap_or(Stage::Stream));
         }
     }
 }
@@ -240,9 +242,9 @@ impl Pool {
         drop(removed);
     }
 
-    /// Returns since when a call has been queued, if it still is. Its connection may be on a stalled
-    /// runtime: the call is assigned to another.
-    pub(crate) fn check_queued(&self, number: u64) -> Option<Instant> {
+    /// Returns since when a call has been queued, and for what, if it still is. Its connection may be on
+    /// a stalled runtime: the call is assigned to another.
+    pub(crate) fn check_queued(&self, number: u64) -> Option<(Instant, Stage)> {
         let now = Instant::now();
         let limit = self
             .connector
@@ -250,13 +252,14 @@ impl Pool {
             .saturating_add(Duration::from_secs(1));
         let mut state = self.lock();
         let queued_at = state.queue.queued_at(number)?;
+        let stage = state.stage();
         let stalled = state.connections.mark_stalled(now);
         if state.attempts.give_up(limit, now) || stalled {
             state.attempts.forget_runtime();
         }
         drop(state);
         self.assign_all(None);
-        Some(queued_at)
+        Some((queued_at, stage))
     }
 
     /// Assigns the queued calls that are not assigned yet.
@@ -481,9 +484,19 @@ impl State {
         let mut deferred = Deferred::default();
         if self.queue.is_full() {
             deferred.expired = self.queue.remove_expired(now);
+            deferred.stage = Some(self.stage());
             deferred.callers = self.callers_to_wake();
         }
         deferred
+    }
+
+    /// Returns what the queued calls wait for.
+    fn stage(&self) -> Stage {
+        if self.connections.is_empty() {
+            Stage::Connection
+        } else {
+            Stage::Stream
+        }
     }
 
     fn callers_to_wake(&mut self) -> Vec<Waker> {

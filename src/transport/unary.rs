@@ -27,8 +27,8 @@ pub(crate) struct UnaryResponse {
 /// How far a unary response was received.
 pub(crate) enum Received {
     Complete(Option<HeaderMap>),
-    /// The message is larger than the caller accepts. The data received shows that.
-    TooLarge,
+    /// The data is more than one message, or more than the caller accepts. What was received shows that.
+    Invalid,
 }
 
 impl UnaryResponse {
@@ -58,8 +58,8 @@ impl UnaryResponse {
             };
             *reads = link.unprobed_reads();
             self.push(data?, link);
-            if self.is_too_large() {
-                return Poll::Ready(Ok(Received::TooLarge));
+            if self.is_invalid() {
+                return Poll::Ready(Ok(Received::Invalid));
             }
         }
         self.body.poll_trailers(cx).map_ok(Received::Complete)
@@ -101,13 +101,14 @@ impl UnaryResponse {
         self.body
     }
 
-    fn is_too_large(&self) -> bool {
+    /// Returns whether more was received than one message of the size that the caller accepts.
+    fn is_invalid(&self) -> bool {
         let data = self.data.bytes();
-        let declared = match data.first_chunk::<PREFIX>() {
-            Some([_flag, length @ ..]) => u32::from_be_bytes(*length) as usize,
-            None => 0,
+        let Some([_flag, length @ ..]) = data.first_chunk::<PREFIX>() else {
+            return false;
         };
-        declared > self.limit || data.len() > self.limit.saturating_add(PREFIX)
+        let length = u32::from_be_bytes(*length) as usize;
+        length > self.limit || data.len() - PREFIX > length
     }
 }
 

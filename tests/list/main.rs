@@ -4,7 +4,13 @@
 mod in_process;
 mod tasks;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use in_process::Server;
 use longrunning::{
@@ -276,4 +282,36 @@ async fn pages_that_go_round_in_a_circle_end_with_an_error_that_names_the_token(
 fn a_stream_can_be_spawned() {
     fn spawnable<T: Send + Unpin + 'static>() {}
     spawnable::<Operations<Channel>>();
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_pages_that_never_end_are_paced() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = calls.clone();
+    let server = Server::of_lists(move |_| {
+        let next = counter.fetch_add(1, Ordering::SeqCst) + 1;
+        Ok(page(0, &next.to_string()))
+    });
+    let mut operations = server.client().operations(PARENT);
+    let found = timeout(Duration::from_secs(60), operations.next()).await;
+    assert!(found.is_err(), "there is none");
+    // 11 without delay, 7 while the delay grows, and then about one a second.
+    let calls = calls.load(Ordering::SeqCst);
+    assert!((60..100).contains(&calls), "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_empty_pages_are_not_delayed() {
+    let server = Server::of_lists(|request| {
+        let n: usize = request.page_token.parse().unwrap_or_default();
+        Ok(match n {
+            200 => page(1, ""),
+            // Every tenth page has an operation.
+            n => page(usize::from(n % 10 == 0), &(n + 1).to_string()),
+        })
+    });
+    let begin = tokio::time::Instant::now();
+    let (names, error) = read(server.client().operations(PARENT)).await;
+    assert_eq!((names.len(), error.is_none()), (21, true));
+    assert_eq!(begin.elapsed(), Duration::ZERO);
 }

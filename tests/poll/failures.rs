@@ -294,3 +294,93 @@ async fn a_failed_get_does_not_confirm_an_untyped_response() {
     assert!(end.expect("done").done);
     assert_eq!(gets.load(SeqCst), 2);
 }
+
+fn named(name: &str) -> Operation {
+    Operation {
+        name: name.to_owned(),
+        done: true,
+        result: Some(End::Response(prost_types::Any {
+            type_url: "type.googleapis.com/test.Progress".to_owned(),
+            ..prost_types::Any::default()
+        })),
+        ..Operation::default()
+    }
+}
+
+#[tokio::test]
+async fn another_operation_than_the_requested_one_is_internal() {
+    use super::in_process::Server;
+    for (wait, other) in [
+        (
+            Duration::ZERO,
+            "projects/p/locations/us-central1/operations/ICN43",
+        ),
+        (Duration::from_secs(1), "operations/1"),
+    ] {
+        let server = Server::of_looks(move |_| Box::pin(async move { Ok(named(other)) }));
+        let policy = PollPolicy::default().wait(wait);
+        let client = server.client();
+        let status = client.poller(NAME).policy(policy).until_done().await;
+        let status = status.expect_err("it is another one");
+        assert_eq!(status.code(), Code::Internal);
+        assert_eq!(
+            status.message(),
+            format!("the server returned operation {other:?}, but {NAME:?} was requested")
+        );
+        // The same check where an operation is cancelled first.
+        let end = client
+            .cancel_and_wait(NAME, policy)
+            .await
+            .expect("accepted");
+        let longrunning::CancelOutcome::Unknown(status) = end else {
+            panic!("an unknown outcome was expected: {end:?}");
+        };
+        assert_eq!(status.code(), Code::Internal);
+    }
+}
+
+#[tokio::test]
+async fn another_name_of_the_same_operation_is_accepted() {
+    use super::in_process::Server;
+    // A project's number in place of its ID, a relative name, and no name.
+    for name in [
+        "projects/12345/locations/us-central1/operations/ICN42",
+        "operations/ICN42",
+        "ICN42",
+        "",
+    ] {
+        let server = Server::of_looks(move |_| Box::pin(async move { Ok(named(name)) }));
+        let end = server.client().poller(NAME).until_done().await;
+        assert_eq!(end.expect("it is the same").name, name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_server_cannot_wait_is_remembered_for_10_minutes() {
+    use super::in_process::{Look, Server};
+    let server = Server::of_looks(|look| {
+        Box::pin(async move {
+            match look {
+                Look::Wait(_) => Err(Status::unimplemented("not yet")),
+                Look::Get => Ok(named(NAME)),
+            }
+        })
+    });
+    let client = server.client();
+    let waits = || {
+        let calls = server.calls();
+        let waits = calls.iter().filter(|call| call.look != Look::Get);
+        waits.count()
+    };
+    let poll = async || client.poller(NAME).until_done().await.expect("done");
+    poll().await;
+    assert_eq!(waits(), 1);
+    tokio::time::advance(Duration::from_secs(599)).await;
+    poll().await;
+    assert_eq!(waits(), 1);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    poll().await;
+    assert_eq!(waits(), 2, "it is asked again");
+    poll().await;
+    assert_eq!(waits(), 2);
+}

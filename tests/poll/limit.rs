@@ -97,7 +97,8 @@ async fn a_look_has_what_is_left_for_its_deadline() {
     assert_eq!(
         status.message(),
         "operation \"operations/1\" was not done within 3s; \
-         the last look failed: DEADLINE_EXCEEDED: no answer to GetOperation within 3s"
+         the last look failed: DEADLINE_EXCEEDED: no answer to GetOperation within 3s: \
+         waited 3s for the answer"
     );
     assert_eq!(server.calls()[0].timeout.as_deref(), Some("3000000u"));
 }

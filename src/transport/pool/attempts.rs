@@ -8,7 +8,7 @@ use tonic::Status;
 use super::connections::PooledConnection;
 use crate::{
     backoff::Backoff,
-    status::{Origin, caused},
+    status::{Delivery, Origin, caused},
     transport::waker::ConnectionHandle,
 };
 
@@ -173,7 +173,13 @@ impl Attempts {
             next - now
         );
         let cause = failure.clone();
-        Some(caused(failure.code(), message, Origin::Transport, cause))
+        Some(caused(
+            failure.code(),
+            message,
+            Origin::Transport,
+            Delivery::NotSent,
+            cause,
+        ))
     }
 
     /// Counts the failure of a connection, unless it was opened before the last one failed.
