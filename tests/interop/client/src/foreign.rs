@@ -810,13 +810,13 @@ where
 }
 
 /// What the server saw of a call.
-type Seen = BTreeMap<String, String>;
+pub type Seen = BTreeMap<String, String>;
 
 async fn get_echo<S: Stack + Sync>(client: &OperationsClient<S>) -> Result<Seen, Status> {
     client.get_operation(unique("echo")).await.map(seen)
 }
 
-fn seen(operation: Operation) -> Seen {
+pub fn seen(operation: Operation) -> Seen {
     let seen = operation.metadata_as::<rpc::ErrorInfo>();
     ok(seen).expect("the server tells what it sees").metadata
 }
@@ -844,7 +844,7 @@ fn duration(duration: Duration) -> prost_types::Duration {
     duration.try_into().expect("short")
 }
 
-fn ok<T>(result: Result<T, Status>) -> T {
+pub fn ok<T>(result: Result<T, Status>) -> T {
     result.unwrap_or_else(|status| panic!("{status:?}"))
 }
 

@@ -1,5 +1,6 @@
 //! The Rust side of the interop tests.
 
+mod book;
 mod cases;
 mod foreign;
 mod names;
@@ -20,6 +21,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["server", name, ports, certs] => {
             let ports: Value = serde_json::from_str(ports)?;
             foreign::run(name, &ports, Path::new(certs)).await;
+        }
+        // The cases against answers that no gRPC server sends by itself.
+        ["book", server, ports, certs] => {
+            let ports: Value = serde_json::from_str(ports)?;
+            book::run(server, &ports, Path::new(certs)).await;
         }
         // What comes of each script on the steered emulator.
         ["scripts", port, control] => scripts::run(port, control).await?,
