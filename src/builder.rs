@@ -134,7 +134,8 @@ impl Builder {
     ///
     /// A connection that has received nothing for the interval is pinged while calls are on it or
     /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`. An
-    /// idle connection is never pinged. [`Duration::MAX`] as the interval turns these pings off.
+    /// idle connection is not pinged, but the first call after a longer silence is sent with a ping.
+    /// [`Duration::MAX`] as the interval turns these pings off.
     ///
     /// As in [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md), an
     /// interval of less than 10 seconds counts as 10 seconds, and the interval of later connections is

@@ -63,11 +63,15 @@
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
 //! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
 //! | `tracing` | | DEBUG events with target `longrunning` for connections, retries and token renewals |
+//! | `gzip` | | decodes responses that are compressed with gzip, and advertises that to the server |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!
 //! An `https` endpoint requires `tls-ring` or `tls-aws-lc`, and root certificates from
 //! `tls-native-roots`, `tls-webpki-roots` or `Builder::ca_certificate`.
-
+//!
+//! # Standards
+//!
+#![doc = include_str!("standards.md")]
 // Set here rather than in `Cargo.toml`, because tests and examples may use `unwrap`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 #![cfg_attr(docsrs, feature(doc_cfg))]

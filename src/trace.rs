@@ -1,7 +1,7 @@
 //! What happens unseen, told to the crate `tracing` where the feature of that name is on.
 //!
-//! The events are of the level DEBUG and the target `longrunning`. None holds a secret: a status
-//! made here never does.
+//! The events have the target `longrunning`, and the level DEBUG unless a function says otherwise. None
+//! holds a secret: a status of this crate never does.
 
 #![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
@@ -34,6 +34,17 @@ pub(crate) fn not_connected(to: &Authority, failure: &Status) {
 
 pub(crate) fn disconnected(from: &Authority) {
     event!(%from, "disconnected");
+}
+
+/// At a level that is enabled by default, as
+/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive) has it.
+pub(crate) fn too_many_pings(from: &Authority) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        target: "longrunning",
+        %from,
+        "too_many_pings: the keepalive interval of new connections is doubled"
+    );
 }
 
 pub(crate) fn token(next: Duration) {

@@ -99,7 +99,8 @@ use crate::{
 /// collected completely before the call is queued; bidirectional streaming is not supported.
 ///
 /// **Retries.** A call that the server certainly did not process is retried immediately: any number of
-/// times if nothing of it was written, and once if the server refused it.
+/// times if nothing of it was written, and once if the server refused it, in all attempts of a
+/// [`RetryPolicy`](crate::RetryPolicy) together.
 ///
 /// **Cancellation.** Dropping the future of a call removes the call from the queue, or cancels it at
 /// the server by a reset of its stream. Servers close a connection on which too many streams are reset,

@@ -82,7 +82,22 @@ async fn a_dead_connection_is_found_under_a_call_and_an_idle_one_is_not_pinged()
             .contains("no data received within 100ms of a ping"),
         "{status:?}"
     );
-    // The interval counts as 10 seconds.
+    // The call was sent with a ping, because nothing was received for the interval.
+    let took = begin.elapsed().as_millis();
+    assert!((100..200).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_of_less_than_10_seconds_counts_as_10_seconds() {
+    let (builder, _) = serve(|_, io| async move {
+        let mut peer = Peer::accept(io).await?;
+        peer.pongs = false;
+        peer.ignore(DAY).await
+    });
+    let client = builder.connect().await.expect("a server");
+    let begin = Instant::now();
+    let status = client.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let took = begin.elapsed().as_millis();
     assert!((10_100..10_200).contains(&took), "{took}");
 }

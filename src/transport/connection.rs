@@ -431,6 +431,7 @@ impl Connection {
             && error.to_string().contains("too_many_pings")
             && let Some(pool) = self.pool.upgrade()
         {
+            trace::too_many_pings(&self.link.authority);
             pool.ping_less();
         }
     }

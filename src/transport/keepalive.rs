@@ -12,7 +12,9 @@ use tokio::time::Instant;
 ///
 /// The peer is pinged when calls wait and nothing was received for the keepalive interval, and when
 /// the deadline of a call has passed and nothing was received since the call was sent. Any data
-/// received shows that the peer is alive.
+/// received shows that the peer is alive. As in
+/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive), the
+/// interval does not begin anew with a call: the first call after a longer silence is sent with a ping.
 pub(crate) struct Keepalive {
     ping: Option<PingPong>,
     interval: Duration,
@@ -20,8 +22,8 @@ pub(crate) struct Keepalive {
     /// The number of reads from the socket, and when it last changed.
     reads: usize,
     read_at: Instant,
-    /// Since when there are calls on the connection, or queued.
-    busy_since: Option<Instant>,
+    /// Whether there are calls on the connection, or queued.
+    busy: bool,
     /// When the last PING was sent, unless a call was answered since.
     last_ping: Option<Instant>,
     /// A PING or a probe that the peer has not acknowledged.
@@ -63,7 +65,7 @@ impl Keepalive {
             timeout,
             reads,
             read_at: now,
-            busy_since: None,
+            busy: false,
             last_ping: None,
             unacknowledged: None,
             probe_awaited_since: None,
@@ -86,8 +88,8 @@ impl Keepalive {
     }
 
     /// Notes whether calls wait for the peer.
-    pub(crate) fn set_busy(&mut self, busy: bool, now: Instant) {
-        self.busy_since = busy.then(|| self.busy_since.unwrap_or(now));
+    pub(crate) fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
     }
 
     /// Notes that a call was answered.
@@ -164,9 +166,8 @@ impl Keepalive {
     }
 
     fn ping_due(&self) -> Option<Instant> {
-        self.busy_since?
-            .max(self.read_at)
-            .checked_add(self.interval)
+        let due = self.read_at.checked_add(self.interval);
+        due.filter(|_| self.busy)
     }
 
     fn send_ping(&mut self, now: Instant) {

@@ -55,7 +55,7 @@ impl Connection {
     fn update_timeouts(&mut self, now: Instant) {
         let has_calls = !self.exchanges.is_empty();
         self.lifetime.update(has_calls, self.sender.is_some(), now);
-        self.keepalive.set_busy(has_calls || self.calls_queued, now);
+        self.keepalive.set_busy(has_calls || self.calls_queued);
     }
 
     /// Ends the exchanges whose deadline has passed. Their callers, which would have ended them, are
