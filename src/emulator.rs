@@ -32,6 +32,28 @@
 //! its delay is over, whatever the `grpc-timeout`, as a stuck server's would, and it is up to the
 //! client to give up. Only a call that arrives with no time left is answered
 //! `DEADLINE_EXCEEDED`, and a Wait returns the latest state before its deadline.
+//!
+//! # Checks of requests
+//!
+//! Over sockets, a request is checked before it counts as a call, by the rules of
+//! [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md) and the
+//! defaults of gRPC's servers:
+//!
+//! | Request | Answer |
+//! |---|---|
+//! | a method other than POST | HTTP 405 |
+//! | a missing content-type, or one other than `application/grpc` with an optional `+` suffix and parameters; `application/grpc-web` is another protocol | HTTP 415 |
+//! | a suffix other than `+proto`, such as `application/grpc+json` | `UNIMPLEMENTED` |
+//! | an invalid `grpc-timeout` | HTTP 400 |
+//! | an unknown path | `UNIMPLEMENTED` |
+//! | a message larger than 4 MiB | `RESOURCE_EXHAUSTED` |
+//! | no message, a truncated one, or bytes after the first | `INTERNAL` |
+//! | a compressed message with a `grpc-encoding` | `UNIMPLEMENTED`, and `grpc-accept-encoding: identity` |
+//! | a compressed message without a `grpc-encoding`, or an unknown Compressed-Flag | `INTERNAL` |
+//!
+//! A message that is not compressed is served whatever its `grpc-encoding`. In process, through
+//! [`Emulator::service`], there is no HTTP, and none of these checks: tonic's generated server
+//! reads the request by its own rules.
 
 mod calls;
 mod cancel;
@@ -39,6 +61,7 @@ mod deadline;
 mod filter;
 mod list;
 mod operations;
+mod request;
 mod script;
 mod server;
 mod service;

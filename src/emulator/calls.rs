@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tonic::{Code, Request, Status, metadata::MetadataMap};
 
-use super::{Emulator, Shared, deadline, lock};
+use super::{Emulator, Shared, deadline, lock, request::Encoding};
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
     WaitOperationRequest,
@@ -13,7 +13,8 @@ use crate::proto::{
 impl Emulator {
     /// Returns every call so far, in the order of arrival.
     ///
-    /// A call counts as arrived when its message has been read.
+    /// A call counts as arrived when its message has been read. A request over a socket that does
+    /// not pass the [checks](super#checks-of-requests) is no call, and is not recorded.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.shared.log).calls.clone()
     }
@@ -62,7 +63,10 @@ pub struct Call {
 
 impl Call {
     pub(super) fn new(request: Request<CallRequest>) -> Self {
-        let (metadata, _, request) = request.into_parts();
+        let (mut metadata, mut extensions, request) = request.into_parts();
+        if let Some(encoding) = extensions.remove::<Encoding>() {
+            encoding.restore(&mut metadata);
+        }
         Self {
             received: Arc::new(Received { request, metadata }),
             outcome: CallOutcome::InFlight,
@@ -102,7 +106,7 @@ impl Call {
     }
 
     /// Returns the time that the client allowed as `grpc-timeout`; `None` also for one that
-    /// cannot be read.
+    /// cannot be read, which only a call in process can have.
     pub fn timeout(&self) -> Option<Duration> {
         deadline::timeout(self.metadata())
     }
@@ -131,16 +135,30 @@ pub enum Method {
     Wait,
 }
 
-/// Shows the name that the service gives the method, such as `CancelOperation`.
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Method {
+    pub(super) const ALL: [Self; 5] = [
+        Self::List,
+        Self::Get,
+        Self::Delete,
+        Self::Cancel,
+        Self::Wait,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
             Self::List => "ListOperations",
             Self::Get => "GetOperation",
             Self::Delete => "DeleteOperation",
             Self::Cancel => "CancelOperation",
             Self::Wait => "WaitOperation",
-        })
+        }
+    }
+}
+
+/// Shows the name that the service gives the method, such as `CancelOperation`.
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

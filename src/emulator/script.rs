@@ -181,12 +181,5 @@ impl fmt::Display for Reset {
 impl Error for Reset {}
 
 fn methods(method: Option<Method>) -> Vec<Method> {
-    const ALL: [Method; 5] = [
-        Method::List,
-        Method::Get,
-        Method::Delete,
-        Method::Cancel,
-        Method::Wait,
-    ];
-    method.map_or_else(|| ALL.to_vec(), |method| vec![method])
+    method.map_or_else(|| Method::ALL.to_vec(), |method| vec![method])
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tower::Service as _;
 
-use super::{Emulator, Service, Shared, script};
+use super::{Emulator, Service, Shared, request, script};
 use crate::proto::operations_server::OperationsServer;
 
 impl Emulator {
@@ -70,9 +70,13 @@ fn connection(
     let mut cuts = shared.tasks.cuts.subscribe();
     let before = *cuts.borrow_and_update();
     let answer = service_fn(move |request| {
-        let answer = service.clone().call(request);
+        let mut service = service.clone();
         async move {
-            let Ok(response) = answer.await;
+            let request = match request::check(request).await {
+                Ok(request) => request,
+                Err(rejection) => return Ok(rejection.into_response()),
+            };
+            let Ok(response) = service.call(request).await;
             match script::reset(&response) {
                 Some(reason) => Err(h2::Error::from(reason)),
                 None => Ok(response),

@@ -6,6 +6,7 @@ mod list;
 mod methods;
 mod scripts;
 mod wait;
+mod wire;
 
 use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
 use tonic::{
