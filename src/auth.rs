@@ -80,8 +80,8 @@ pub use self::{
 ///
 /// `UNAVAILABLE` may pass by itself: no connection, no answer, a 5xx, no file descriptors left.
 /// `UNAUTHENTICATED` is for a person: a bad file, a key that is revoked, a missing certificate
-/// store. `FAILED_PRECONDITION` is for a programmer: no tokio runtime, a feature that is not
-/// compiled in. The message of a source made here names what is wrong and the remedy, and no
+/// store. `FAILED_PRECONDITION`, which calls do not return, is for a programmer: no tokio runtime,
+/// a feature that is not compiled in. The message of a source made here names what is wrong and the remedy, and no
 /// secret; that of a custom source is its own.
 ///
 /// # The crates underneath

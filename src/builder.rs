@@ -109,7 +109,8 @@ impl Builder {
 
     /// Sets how long a call may take, all its attempts together, where its request does not say.
     ///
-    /// Connecting and waiting for a connection count. A Wait whose message has a timeout may take
+    /// Connecting and waiting for a connection count, but [`connect`](Self::connect) itself is not bounded
+    /// by it. A Wait whose message has a timeout may take
     /// that and 10 seconds instead. Default is 10 seconds, and no limit for a Wait without one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -248,7 +249,7 @@ impl Builder {
     /// pipe within the process. Default is TCP.
     ///
     /// It gets the endpoint as it was given. TLS, where the endpoint is `https`, goes over the
-    /// stream.
+    /// stream. `hyper_util::rt::TokioIo` makes a stream of tokio one of hyper.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,

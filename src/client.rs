@@ -36,14 +36,21 @@ use crate::{
 /// call's end; [`StatusExt::origin`](crate::StatusExt::origin) tells which. These can come from
 /// every method:
 ///
-/// - `INVALID_ARGUMENT`: the name is empty, or the name or the metadata are too long for a header.
-///   Nothing was sent.
-/// - `DEADLINE_EXCEEDED`: the time was up. The server may have done the work all the same.
+/// - `INVALID_ARGUMENT`: the name is empty, or all headers together, credentials included, are larger
+///   than [`max_header_list_size`](crate::Builder::max_header_list_size). Nothing was sent.
+/// - `DEADLINE_EXCEEDED`: the deadline has passed. The message says what the call waited for.
+/// - `UNAUTHENTICATED`: there is no token, and a person has to fix that; or the server refused it.
 /// - `UNAVAILABLE`: the server could not be reached, or the connection broke.
 /// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction, or more calls wait
 ///   than the [queue](crate::Builder::max_queued_calls) takes.
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
+/// - `FAILED_PRECONDITION`: the call has a deadline, or uses the default stack, and there is no tokio
+///   runtime.
+///
+/// The table of [faults](Transport#faults) has the code of each failure of the default stack.
+/// [`StatusExt::delivery`](crate::StatusExt::delivery) returns whether the server may have done the work
+/// all the same.
 #[derive(Clone, Debug)]
 pub struct OperationsClient<S = Transport> {
     stack: S,

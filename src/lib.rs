@@ -47,6 +47,7 @@
 //! | cancel many operations | [`OperationsClient::cancel_operations`] |
 //! | list operations over all pages | [`OperationsClient::operations`] |
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
+//! | know how each failure ends | [`Transport`](Transport#faults) |
 //! | handle an error | [`StatusExt`], [`Origin`], [`Delivery`] |
 //! | use the generated messages and stubs | [`proto`] |
 //! | test your code without a server | the module `emulator` (requires the feature `emulator`) |

@@ -62,6 +62,8 @@ use crate::{
 ///   that sheds load, or by a server in this very process. The server's quota will have room again,
 ///   and the operation goes on in the meantime.
 /// - `CANCELLED` without the server's word: a proxy or peer has reset the call.
+/// - Any status that a layer of the stack has [marked as
+///   retryable](crate::StatusExt::into_retryable).
 ///
 /// It may be Wait alone that fails: a service may let one look and not wait, a proxy cut off calls
 /// that hang. So a Wait that failed in any way is followed by a Get, except for `NOT_FOUND`, and

@@ -39,8 +39,9 @@ use crate::{
 /// - A call is not retried once Response-Headers have arrived. Most errors are Trailers-Only, which do
 ///   not count as such (see
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)).
-/// - `WaitOperation` is never retried. Nor is a call that the client itself refused, or a layer of its
-///   stack, unless the layer [marked the status as retryable](crate::StatusExt::into_retryable).
+/// - `WaitOperation` is never retried.
+/// - A call that the client itself refused is not retried, nor one that a layer of its stack refused,
+///   unless the layer [marked the status as retryable](crate::StatusExt::into_retryable).
 /// - Retries are not throttled unless [`throttle`](Self::throttle) is set, and attempts have no timeout
 ///   of their own unless [`attempt_timeout`](Self::attempt_timeout) is set.
 ///
@@ -150,9 +151,9 @@ impl RetryPolicy {
     /// Sets a retry throttle, which suspends retries while many calls fail, so that retries do not
     /// overload a failing server.
     ///
-    /// A failed attempt takes one of `max_tokens`, and a successful call adds `token_ratio` of a
-    /// token. Calls are retried only while more than half of the tokens are left. A client and its
-    /// clones share the tokens. `max_tokens` is clamped to 1..=1,000, and `token_ratio` to
+    /// An attempt that fails with a retryable status takes one of `max_tokens`, and a successful call adds
+    /// `token_ratio` of a token. Calls are retried only while more than half of the tokens are left;
+    /// otherwise a call ends with the status of its attempt. A client and its clones share the tokens. `max_tokens` is clamped to 1..=1,000, and `token_ratio` to
     /// 0.001..=`max_tokens`. See
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#throttling-retry-attempts-and-hedged-rpcs).
     ///
@@ -258,7 +259,7 @@ impl Retry {
                 Err(status) => covering(status, &mut delivery),
             };
             let asked = ServerDelay::of(&status);
-            let has_timed_out = this.has_timed_out(&status, &first) && retry(&status).is_none();
+            let has_timed_out = this.has_timed_out(&status) && retry(&status).is_none();
             if !has_timed_out && !self.policy.retries(&status, asked) {
                 // A pushback that forbids the retry counts with every code, see gRFC A6.
                 if let Some(throttle) = throttle
@@ -301,32 +302,31 @@ pub(crate) struct Attempt {
     pub(crate) previous: u32,
     pub(crate) begun: Instant,
     pub(crate) deadline: Option<Deadline>,
+    /// Whether the deadline is that of the attempt, which is earlier than that of the call.
+    pub(crate) has_own_deadline: bool,
 }
 
 impl Attempt {
     /// Returns a later attempt of the call, with its own deadline if that is earlier than the call's.
     fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
         let own = timeout.and_then(|timeout| Deadline::after(timeout, begun));
+        let is_earlier =
+            |own: &Deadline| self.deadline.is_none_or(|of_call| own.at() < of_call.at());
+        let own = own.filter(is_earlier);
         Self {
             previous,
             begun,
-            deadline: [self.deadline, own]
-                .into_iter()
-                .flatten()
-                .min_by_key(|deadline| deadline.at()),
+            deadline: own.or(self.deadline),
+            has_own_deadline: own.is_some(),
         }
     }
 
     /// Returns whether the attempt's own deadline ended it, and not that of its call.
-    fn has_timed_out(&self, status: &Status, call: &Self) -> bool {
-        let Some(own) = self.deadline else {
-            return false;
-        };
-        status.code() == Code::DeadlineExceeded
-            && call
-                .deadline
-                .is_none_or(|deadline| own.at() < deadline.at())
-            && own.has_passed_for_caller(Instant::now())
+    fn has_timed_out(&self, status: &Status) -> bool {
+        let has_passed = |deadline: Deadline| deadline.has_passed_for_caller(Instant::now());
+        self.has_own_deadline
+            && status.code() == Code::DeadlineExceeded
+            && self.deadline.is_some_and(has_passed)
     }
 }
 
@@ -356,6 +356,7 @@ mod tests {
             previous: 0,
             begun: Instant::now(),
             deadline: None,
+            has_own_deadline: false,
         }
     }
 

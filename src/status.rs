@@ -55,7 +55,9 @@ pub trait StatusExt: sealed::Sealed {
     /// its code.
     ///
     /// For layers of a custom stack, whose statuses are otherwise not retried. The other rules of the
-    /// policy apply: the number of attempts, the deadline, and the throttle.
+    /// policy apply: the number of attempts, the deadline, the throttle, and a delay in the status. It has
+    /// no effect without a policy, which a client of [`new`](crate::OperationsClient::new) does not have
+    /// until it is set, nor for `WaitOperation`. [Pollers](crate::Poller) continue after such a status.
     ///
     /// ```
     /// use longrunning::StatusExt as _;
@@ -127,6 +129,9 @@ pub enum Delivery {
     /// after it was sent.
     MaybeSent,
     /// A response arrived, at least in part.
+    ///
+    /// It is the response to the last attempt. An earlier attempt may have been processed although no
+    /// response to it arrived: then an error does not mean that nothing was done.
     Answered,
 }
 

@@ -504,7 +504,7 @@ async fn the_last_attempt_that_times_out_ends_the_call() {
     let status = client.cancel_operation(NAME).await.expect_err("no answer");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(status.delivery(), Some(Delivery::MaybeSent));
-    let text = "no answer to CancelOperation within 150ms: waited ";
+    let text = "no answer to CancelOperation within 150ms (attempt timeout): waited ";
     assert!(status.message().starts_with(text), "{status}");
     assert!(
         status.message().ends_with("for the answer (attempt 2)"),

@@ -37,9 +37,14 @@ pub trait CallCredentials: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `UNAVAILABLE` for what may pass by itself: calls wait for the next attempt, within their
-    /// deadlines. `UNAUTHENTICATED` and `FAILED_PRECONDITION` for what a person has to mend: calls
-    /// fail at once. Other codes become one of these. The message reaches the callers.
+    /// - `UNAVAILABLE`: a temporary failure. Calls wait for the next attempt, within their deadlines.
+    /// - `UNAUTHENTICATED`: a failure that a person has to fix. Calls fail immediately.
+    /// - `FAILED_PRECONDITION`: the same, for a wrong set-up. Only `connect`, `interceptor` and `ready`
+    ///   return it; calls end with `UNAUTHENTICATED`.
+    /// - `INVALID_ARGUMENT`, `NOT_FOUND`, `OUT_OF_RANGE`, `PERMISSION_DENIED` and `UNIMPLEMENTED` count as
+    ///   `UNAUTHENTICATED`, and all other codes as `UNAVAILABLE`.
+    ///
+    /// The message reaches the callers.
     async fn token(&self) -> Result<Token, Status>;
 
     /// Hears that a server refused the last token, before the next is fetched. Default is to do

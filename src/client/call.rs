@@ -36,6 +36,7 @@ impl<S: Stack> OperationsClient<S> {
             previous: 0,
             begun,
             deadline: timeout.and_then(|timeout| Deadline::after(timeout, begun)),
+            has_own_deadline: false,
         };
         match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
             Some(retry) => retry.run(first, |it| self.attempt(&call, it)).await,
@@ -199,18 +200,22 @@ async fn token<R: Rpc>(
         Ok(outcome) => outcome.map_err(auth::of_call)?,
         Err(_) => {
             let waited = waits.before(Waited::new(Stage::Token, begun.elapsed()));
-            return Err(auth
-                .last_failure()
-                .unwrap_or_else(|| match attempt.deadline {
-                    Some(_) => late::<R>(attempt, Some(waited), None),
-                    None => local(
-                        Code::Unavailable,
-                        format!("credentials: no token within {TOKEN_TIMEOUT:?}"),
-                    ),
-                }));
+            return Err(match (auth.last_failure(), attempt.deadline) {
+                (Some(failure), _) => no_token(failure, &waited),
+                (None, Some(_)) => late::<R>(attempt, Some(waited), None),
+                (None, None) => local(Code::Unavailable, format!("credentials: {waited}")),
+            });
         }
     }
     Ok(begun.elapsed())
+}
+
+/// Returns the status of a call that waited for a token in vain, because fetching it failed.
+fn no_token(failure: Status, waited: &Waited) -> Status {
+    let failure = auth::of_call(failure);
+    let message = format!("{} ({waited})", failure.message());
+    let (code, origin) = (failure.code(), Origin::Client);
+    caused(code, message, origin, Delivery::NotSent, failure)
 }
 
 /// Waits until the stack is ready, or until the deadline. Returns how long that took.
@@ -250,6 +255,9 @@ fn late<R: Rpc>(attempt: &Attempt, waited: Option<Waited>, cause: Option<Status>
         R::METHOD,
         timeout.unwrap_or_default()
     );
+    if attempt.has_own_deadline {
+        message.push_str(" (attempt timeout)");
+    }
     match &waited {
         Some(waited) => message.push_str(&format!(": {waited}")),
         None => message.push_str(": not sent"),

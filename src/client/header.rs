@@ -141,7 +141,7 @@ fn too_long(name: &str, limit: usize) -> Status {
     local(
         Code::InvalidArgument,
         format!(
-            "the operation's name {start:?}.. of {} bytes makes a routing header ({REQUEST_PARAMS}) of more than {limit} bytes, the limit of all headers",
+            "the operation's name {start:?}.. of {} bytes makes a routing header ({REQUEST_PARAMS}) of more than {limit} bytes, the limit of all headers (max_header_list_size)",
             name.len()
         ),
     )

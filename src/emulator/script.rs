@@ -17,8 +17,9 @@ use super::{Call, CancelBehavior, Emulator, Method, WaitBehavior, lock};
 impl Emulator {
     /// Holds every answer of a method back for so long; `None` stands for every method.
     ///
-    /// The call is done with on arrival, only its answer is late: when a client gives up on a slow
-    /// cancel, the operation is cancelled all the same. A delay of zero ends it.
+    /// The call is processed on arrival, and only its answer is late: when a client gives up on a slow
+    /// cancel, the operation is cancelled all the same. A delay of zero ends it for later calls: it does
+    /// not release an answer that is already held back.
     pub fn delay(&self, method: impl Into<Option<Method>>, delay: Duration) {
         let mut script = lock(&self.shared.script);
         for method in methods(method.into()) {

@@ -91,10 +91,11 @@ impl Service {
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<Response<T>, Status> {
         let call = Call::new(request);
+        // Before the call is on record: a test may end the delay as soon as it sees the call.
+        let delay = lock(&self.shared.script).delay(call.method());
         let recording = self.shared.record(call.clone());
         // In process the status itself arrives, and is the server's word there, too.
         let answer = self.act(&call, work).await.map_err(spoken);
-        let delay = lock(&self.shared.script).delay(call.method());
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
         }

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use crate::{
     operation::Operation,
     proto::operation,
-    status::{Delivery, Origin, StatusExt as _, caused, local, with_delivery},
+    status::{Delivery, Origin, StatusExt as _, caused, local, retry, with_delivery},
 };
 
 /// Whether it is the word of a server that knows no Wait. One in this very process counts, whose
@@ -32,6 +32,10 @@ pub(super) fn has_untyped_response(operation: &Operation) -> bool {
 /// [AIP-194](https://google.aip.dev/194) has calls retried for `UNAVAILABLE` alone, and not beyond
 /// their deadline. But a poll asks anew, within a deadline of its own.
 pub(super) fn is_transient(status: &Status) -> bool {
+    // A layer of the stack has marked it as retryable.
+    if retry(status) == Some(true) {
+        return true;
+    }
     match status.code() {
         Code::DeadlineExceeded | Code::Unavailable => true,
         Code::ResourceExhausted => status.origin() != Some(Origin::Client),
