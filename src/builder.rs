@@ -135,18 +135,19 @@ impl Builder {
     ///
     /// A connection that has received nothing for the interval is pinged while calls are on it or
     /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`. An
-    /// idle connection is not pinged, but the first call after a longer silence is sent with a ping.
-    /// [`Duration::MAX`] as the interval turns these pings off.
+    /// idle connection is not pinged. If nothing was received for the interval when the next call is sent,
+    /// a ping is sent with it. [`Duration::MAX`] as the interval turns these pings off.
     ///
     /// As in [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md), an
     /// interval of less than 10 seconds counts as 10 seconds, and the interval of later connections is
     /// doubled each time a server closes one with `too_many_pings`. Many servers do so when they are
     /// pinged more often than they allow; all gRPC servers allow a ping every 300 seconds.
     ///
-    /// Dead connections are detected earlier than that when the deadline of a call passes and nothing was
-    /// received since it was sent: then the server is pinged, or has to acknowledge SETTINGS if the last
-    /// ping is too recent. They are also detected by TCP: on Linux, `TCP_USER_TIMEOUT` is the keepalive
-    /// timeout, unless pings are turned off (see
+    /// Dead connections are usually detected before a keepalive ping is due: if the deadline of a call
+    /// passes and nothing was received since the call was sent, the server is pinged, or has to
+    /// acknowledge SETTINGS if the last ping is too recent. They are also detected by TCP: on Linux,
+    /// Android and Fuchsia, `TCP_USER_TIMEOUT` is set to the keepalive timeout, unless pings are turned
+    /// off or a custom connector is used (see
     /// [gRFC A18](https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md)).
     ///
     /// Defaults to 310 and 20 seconds.
@@ -227,8 +228,9 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum size of all headers of a request together, see
-    /// [`with_max_header_list_size`](OperationsClient::with_max_header_list_size).
+    /// Sets the maximum total size of the headers of a request.
+    ///
+    /// See [`with_max_header_list_size`](OperationsClient::with_max_header_list_size).
     ///
     /// Defaults to 8 KiB.
     pub fn max_header_list_size(mut self, bytes: usize) -> Self {
@@ -407,7 +409,7 @@ impl Builder {
         let (keepalive, keepalive_timeout) = self.keepalive;
         // See https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md
         let user_timeout = (keepalive < Duration::MAX).then_some(keepalive_timeout);
-        // The kernel has 31 bits for milliseconds.
+        // The kernel limits the value to 31 bits of milliseconds.
         let user_timeout = user_timeout.filter(|timeout| timeout.as_millis() < 1 << 31);
         let dial = self.connector;
         let connector = Connector {

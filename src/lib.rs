@@ -63,8 +63,8 @@
 //! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
 //! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
-//! | `tracing` | | DEBUG events with target `longrunning` for connections, retries and token renewals |
-//! | `gzip` | | decodes responses that are compressed with gzip, and advertises that to the server |
+//! | `tracing` | | events with target `longrunning` for connections, retries and token renewals: at level DEBUG, and WARN for `too_many_pings` |
+//! | `gzip` | | decoding of gzip-compressed responses, advertised to servers in `grpc-accept-encoding` |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!
 //! An `https` endpoint requires `tls-ring` or `tls-aws-lc`, and root certificates from

@@ -17,7 +17,7 @@ use crate::{
     client::{OperationsClient, Stack},
     operation::Operation,
     proto::{ListOperationsRequest, ListOperationsResponse},
-    status::local,
+    status::{Delivery, local, with_delivery},
     task::Task,
     transport::Transport,
 };
@@ -77,9 +77,9 @@ impl<S: Stack + Sync> OperationsClient<S> {
 /// What is missing can be had by a new request with the [`page_token`](Self::page_token) at which
 /// this one ended.
 ///
-/// A server may return empty pages, for example while it searches for what the filter matches. After 10
-/// of them in a row, the next page is requested after a delay, which doubles from 10 milliseconds to 1
-/// second while pages are empty.
+/// A server may return empty pages, for example while it searches for operations that match the filter.
+/// After 10 empty pages in a row, each further page is requested after a delay, which doubles from 10
+/// milliseconds to 1 second and ends with the first page that is not empty.
 ///
 /// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
 /// goes on with it. It is a task of the runtime that the stream was polled in when it began. While
@@ -112,7 +112,7 @@ const EMPTY_PAGES: Backoff = Backoff {
     maximum: Duration::from_secs(1),
 };
 
-/// How many empty pages in a row are followed by the next without delay.
+/// The number of empty pages in a row after which the next page is requested with a delay.
 const UNPACED_PAGES: u32 = 10;
 
 type Call = Task<Result<ListOperationsResponse, Status>>;
@@ -158,10 +158,10 @@ impl<S> Operations<S> {
             Next::End
         } else if self.tokens.come_again(&token) {
             let parent = &self.request.name;
-            Next::Error(local(
-                Code::Internal,
-                format!("the pages of {parent:?} never end: page token {token:?} came again"),
-            ))
+            let message =
+                format!("the pages of {parent:?} never end: page token {token:?} came again");
+            let status = local(Code::Internal, message);
+            Next::Error(with_delivery(status, Delivery::Answered))
         } else {
             Next::Call
         };

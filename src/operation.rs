@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 pub use crate::proto::Operation;
 use crate::{
     proto::{operation, rpc},
-    status::{Delivery, Origin, local, mark},
+    status::{Delivery, Origin, local, mark, with_delivery},
 };
 
 impl Operation {
@@ -91,13 +91,13 @@ impl Operation {
     fn into_any(self) -> Result<(String, Any), Status> {
         let name = self.name;
         match (self.done, self.result) {
-            (false, _) => Err(local(
+            (false, _) => Err(of_result(
                 Code::FailedPrecondition,
                 format!(
                     "operation {name:?} is not done: wait for it before asking for its response"
                 ),
             )),
-            (true, None) => Err(local(
+            (true, None) => Err(of_result(
                 Code::Unknown,
                 format!(
                     "operation {name:?} is done, but the server set neither a response nor an error"
@@ -141,13 +141,18 @@ fn failure(error: &rpc::Status) -> Status {
     mark(status, Origin::Server, Delivery::Answered)
 }
 
+/// Creates a status about an operation that a server has returned.
+fn of_result(code: Code, message: String) -> Status {
+    with_delivery(local(code, message), Delivery::Answered)
+}
+
 fn typed<M: Message + Name + Default>(name: &str, what: &str, any: &Any) -> Result<M, Status> {
     let found = any.type_url.rsplit('/').next().unwrap_or_default();
     let expected = M::full_name();
     if found == expected {
         return decoded(name, what, any);
     }
-    Err(local(
+    Err(of_result(
         Code::InvalidArgument,
         format!("the {what} of operation {name:?} is a {found:?}, not a {expected:?}"),
     ))
@@ -157,7 +162,7 @@ fn decoded<M: Message + Default>(name: &str, what: &str, any: &Any) -> Result<M,
     M::decode(&*any.value).map_err(|error| {
         let type_url = &any.type_url;
         let what = format!("the {what} of operation {name:?}, a {type_url:?}");
-        local(
+        of_result(
             Code::Internal,
             format!("{what}, cannot be decoded: {error}"),
         )

@@ -32,9 +32,9 @@ use crate::{
 ///
 /// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
 /// [slice of time](PollPolicy::wait) after the other. If a server answers `UNIMPLEMENTED`, the client and
-/// its clones poll with `GetOperation` for the next 10 minutes, immediately and then with the growing
-/// [delays](PollPolicy) between. An HTTP 404 of something that is not a gRPC server does not count as
-/// that, although gRPC maps it to `UNIMPLEMENTED`, too.
+/// its clones poll with `GetOperation` for the next 10 minutes: the first poll is immediate, and the
+/// growing [delays](PollPolicy) separate the others. An HTTP 404 from something that is not a gRPC server
+/// is not treated like this, although gRPC also maps it to `UNIMPLEMENTED`.
 ///
 /// A Wait that comes back early, the operation not done, is followed by the rest of the delay that
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
@@ -234,7 +234,7 @@ impl<S: Stack + Sync> Poller<S> {
     ///   last is in [`latest`](Self::latest), and the operation goes on.
     /// - `FAILED_PRECONDITION`: outside a tokio runtime, or in one without timers.
     /// - `UNAVAILABLE`: the runtime ended in the meantime.
-    /// - `INTERNAL`: the server returned another operation, whose name ends with another segment.
+    /// - `INTERNAL`: the server returned a different operation, whose name has another last segment.
     /// - Those of a poll, if [polling does not continue after them](Self#failures), among them
     ///   `NOT_FOUND`: the server knows no such operation, or has forgotten it.
     pub async fn until_done(&mut self) -> Result<Operation, Status> {

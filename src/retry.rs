@@ -32,16 +32,17 @@ use crate::{
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback)).
 ///   Otherwise, if the details of the status contain a
 ///   [`RetryInfo`](crate::proto::rpc::RetryInfo), its delay is used, plus up to 20 % of jitter.
-/// - A server's `RESOURCE_EXHAUSTED` is retried if it came with such a delay, and otherwise not: then
-///   nothing is known of when the quota will have room. [Pollers](crate::Poller) handle it themselves.
+/// - A server's `RESOURCE_EXHAUSTED` is retried only if the server sent such a delay, because otherwise
+///   it is not known when the quota will be available again. [Pollers](crate::Poller) handle it
+///   themselves.
 /// - A call whose retry would come after its deadline ends at once, with the status of its last
 ///   attempt.
 /// - A call is not retried once Response-Headers have arrived. Most errors are Trailers-Only, which do
 ///   not count as such (see
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)).
 /// - `WaitOperation` is never retried.
-/// - A call that the client itself refused is not retried, nor one that a layer of its stack refused,
-///   unless the layer [marked the status as retryable](crate::StatusExt::into_retryable).
+/// - Calls that fail in the client itself or in a layer of its stack are not retried, unless the layer
+///   [marked the status as retryable](crate::StatusExt::into_retryable).
 /// - Retries are not throttled unless [`throttle`](Self::throttle) is set, and attempts have no timeout
 ///   of their own unless [`attempt_timeout`](Self::attempt_timeout) is set.
 ///
@@ -56,7 +57,8 @@ pub struct RetryPolicy {
     attempt_timeout: Option<Duration>,
     backoff: Backoff,
     codes: Vec<Code>,
-    /// Whether a `RESOURCE_EXHAUSTED` with a delay is retried.
+    /// Whether a server's `RESOURCE_EXHAUSTED` with a delay is retried, even if `codes` does not contain
+    /// it.
     quota: bool,
     throttle: Option<Limits>,
 }
@@ -94,14 +96,14 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the timeout of each attempt. A call whose attempt was not answered in time is retried like
-    /// one whose code is retryable: while attempts remain, and before its deadline.
+    /// Sets the timeout of each attempt.
     ///
-    /// The timeout covers all of an attempt: waiting for a token, for a connection and for the answer.
-    /// The server is sent it as `grpc-timeout`, and the attempt is cancelled when it has passed. If the
-    /// last attempt is not answered in time either, the call ends with `DEADLINE_EXCEEDED`. A server may
-    /// process a call of which an attempt timed out, and its retry as well. `WaitOperation` has no
-    /// attempt timeout.
+    /// An attempt that times out is retried as if its code were retryable, while attempts remain, before
+    /// the deadline of the call, and unless Response-Headers have arrived. The timeout covers the whole
+    /// attempt: waiting for a token, for a connection and for the answer. It is sent to the server as
+    /// `grpc-timeout`, and the attempt is cancelled when it has passed. If the last attempt times out, the
+    /// call ends with `DEADLINE_EXCEEDED`. The server may have processed an attempt that timed out, and
+    /// may process the retry as well. `WaitOperation` has no attempt timeout.
     ///
     /// Defaults to none: an attempt may take as long as the call.
     #[must_use]
@@ -139,7 +141,7 @@ impl RetryPolicy {
 
     /// Sets the status codes that are retried.
     ///
-    /// `RESOURCE_EXHAUSTED` in this list is retried also if the server sent no delay.
+    /// If the list contains `RESOURCE_EXHAUSTED`, it is retried even if the server sent no delay.
     ///
     /// Defaults to `UNAVAILABLE` only, as in [AIP-194](https://google.aip.dev/194).
     #[must_use]
@@ -159,7 +161,7 @@ impl RetryPolicy {
     ///
     /// Set it where many clients, or one with many calls, share a server that may be overloaded:
     /// without it, a server that fails every call gets up to [`max_attempts`](Self::max_attempts) times
-    /// the load. It is of no use for a client with few calls, whose tokens do not run out.
+    /// the load. It has no effect on a client with few calls, because its tokens do not run out.
     ///
     /// A connection that breaks fails all calls on it at once. For those calls to be retried,
     /// `max_tokens` must be more than twice their number. Many servers allow 100 streams on a
@@ -226,7 +228,7 @@ impl Retry {
         Self { policy, throttle }
     }
 
-    /// Returns the same retries, but none of a `RESOURCE_EXHAUSTED` with a delay.
+    /// Disables retries of a `RESOURCE_EXHAUSTED` with a delay, unless `codes` contains it.
     pub(crate) fn without_quota(mut self) -> Self {
         self.policy.quota = false;
         self
@@ -261,7 +263,7 @@ impl Retry {
             let asked = ServerDelay::of(&status);
             let has_timed_out = this.has_timed_out(&status) && retry(&status).is_none();
             if !has_timed_out && !self.policy.retries(&status, asked) {
-                // A pushback that forbids the retry counts with every code, see gRFC A6.
+                // A pushback that forbids a retry takes a token whatever the code, see gRFC A6.
                 if let Some(throttle) = throttle
                     && asked == Some(ServerDelay::NoRetry)
                 {
@@ -307,7 +309,7 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Returns a later attempt of the call, with its own deadline if that is earlier than the call's.
+    /// Returns an attempt of the call. Its deadline is that of the call or its own, whichever is earlier.
     fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
         let own = timeout.and_then(|timeout| Deadline::after(timeout, begun));
         let is_earlier =
@@ -330,8 +332,8 @@ impl Attempt {
     }
 }
 
-/// Returns the status with a delivery that covers the earlier attempts as well, whose delivery is
-/// `earlier`. A response to an earlier attempt is not one to the call.
+/// Extends the delivery of a status to the earlier attempts, and updates `earlier` for the next one. A
+/// response to an earlier attempt counts only as `MaybeSent`.
 fn covering(status: Status, earlier: &mut Delivery) -> Status {
     let this = status.delivery().unwrap_or(Delivery::MaybeSent);
     let covering = this.max(*earlier);

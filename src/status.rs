@@ -1,4 +1,5 @@
-//! Extensions of [`tonic::Status`]: where a status came from, how far its call got, and its details.
+//! Extensions of [`tonic::Status`]: where a status came from, whether its call was delivered, and its
+//! details.
 
 mod classify;
 
@@ -21,14 +22,14 @@ use crate::proto::rpc;
 /// assert_eq!(status.origin(), None); // this crate has not returned it
 /// ```
 pub trait StatusExt: sealed::Sealed {
-    /// Returns where this status came from; `None` if this crate has not returned it.
+    /// Returns where this status came from; `None` if this crate neither created nor marked it.
     fn origin(&self) -> Option<Origin>;
 
-    /// Returns whether a server may have seen the call; `None` if this crate has not returned the
-    /// status.
+    /// Returns whether a server may have processed the call; `None` if this crate neither created nor
+    /// marked the status.
     ///
-    /// It covers all attempts of the call: if the last one was not sent, but the server may have seen an
-    /// earlier one, this is [`MaybeSent`](Delivery::MaybeSent).
+    /// It covers all attempts of the call: if the last one was not sent, but a server may have processed
+    /// an earlier one, this is [`MaybeSent`](Delivery::MaybeSent).
     ///
     /// ```
     /// # use longrunning::{OperationsClient, RetryPolicy};
@@ -51,11 +52,10 @@ pub trait StatusExt: sealed::Sealed {
     /// ```
     fn delivery(&self) -> Option<Delivery>;
 
-    /// Marks the status as one whose call is retried by a [`RetryPolicy`](crate::RetryPolicy), whatever
-    /// its code.
+    /// Marks the status as retryable, whatever its code.
     ///
-    /// For layers of a custom stack, whose statuses are otherwise not retried. The other rules of the
-    /// policy apply: the number of attempts, the deadline, the throttle, and a delay in the status. It has
+    /// A [`RetryPolicy`](crate::RetryPolicy) then retries the call. This is for layers of a custom stack,
+    /// whose statuses are otherwise not retried. The other rules of the policy still apply: the number of attempts, the deadline, the throttle, and a delay in the status. It has
     /// no effect without a policy, which a client of [`new`](crate::OperationsClient::new) does not have
     /// until it is set, nor for `WaitOperation`. [Pollers](crate::Poller) continue after such a status.
     ///
@@ -114,21 +114,22 @@ pub enum Origin {
     Transport,
 }
 
-/// Whether a server may have seen a call.
+/// Whether a server may have processed a call.
 ///
-/// Exhaustive: either it is certain that none has, or that one has, or it is not known.
+/// Exhaustive: none has processed it, or one may have, or a response arrived.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Delivery {
     /// No server has processed any of the call: it was not sent, or the server reported that it did not
     /// process it (`REFUSED_STREAM`, or a `GOAWAY` that excludes the call).
     NotSent,
-    /// The call was sent, at least in part, and no response arrived: the server may have processed it.
+    /// The call was sent, at least in part, and ended without a complete response: the server may have
+    /// processed it.
     ///
     /// The status of a layer of a custom stack counts as this, because a layer may fail a call before or
     /// after it was sent.
     MaybeSent,
-    /// A response arrived, at least in part.
+    /// A response arrived, at least in part, and the call did not end because of its deadline.
     ///
     /// It is the response to the last attempt. An earlier attempt may have been processed although no
     /// response to it arrived: then an error does not mean that nothing was done.
@@ -220,7 +221,7 @@ impl TryFrom<&Status> for rpc::Status {
     }
 }
 
-/// Creates a status of the client itself, for a call that was not sent.
+/// Creates a status of the client itself, with [`Delivery::NotSent`].
 pub(crate) fn local(code: Code, message: impl Into<String>) -> Status {
     mark(
         Status::new(code, message),
@@ -229,8 +230,8 @@ pub(crate) fn local(code: Code, message: impl Into<String>) -> Status {
     )
 }
 
-/// Records where a status came from, and how far its call got, unless that is recorded already. Its
-/// source stays reachable.
+/// Records the origin of a status and the delivery of its call, unless they are recorded already. The
+/// source of the status stays reachable.
 pub(crate) fn mark(mut status: Status, origin: Origin, delivery: Delivery) -> Status {
     if marker(&status).is_none() {
         // A status lends its source but does not give it away: a clone keeps it reachable.
@@ -266,17 +267,17 @@ pub(crate) fn caused(
     status
 }
 
-/// Replaces how far the call of a status got.
+/// Replaces the delivery of the call.
 pub(crate) fn with_delivery(status: Status, delivery: Delivery) -> Status {
     change(status, |marker| marker.delivery = delivery)
 }
 
-/// Records whether the call is retried, in place of what the code says.
+/// Records whether the call is retried, whatever its code.
 pub(crate) fn with_retry(status: Status, retry: bool) -> Status {
     change(status, |marker| marker.retry = Some(retry))
 }
 
-/// Returns whether the call is retried, if something other than the code decides that.
+/// Returns whether the call is retried, if that does not depend on its code.
 pub(crate) fn retry(status: &Status) -> Option<bool> {
     marker(status)?.retry
 }
@@ -311,7 +312,7 @@ fn marker(status: &Status) -> Option<&Marker> {
 struct Marker {
     origin: Origin,
     delivery: Delivery,
-    /// Whether the call is retried, where its code does not decide: a layer asks for it, or
+    /// Whether the call is retried, if that does not depend on its code: a layer has requested it, or
     /// Response-Headers have arrived, after which
     /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)
     /// allows no retry.

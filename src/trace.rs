@@ -36,8 +36,9 @@ pub(crate) fn disconnected(from: &Authority) {
     event!(%from, "disconnected");
 }
 
-/// At a level that is enabled by default, as
-/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive) has it.
+/// Logs a warning, because
+/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive)
+/// requires a level that is enabled by default.
 pub(crate) fn too_many_pings(from: &Authority) {
     #[cfg(feature = "tracing")]
     tracing::warn!(

@@ -99,8 +99,8 @@ use crate::{
 /// collected completely before the call is queued; bidirectional streaming is not supported.
 ///
 /// **Retries.** A call that the server certainly did not process is retried immediately: any number of
-/// times if nothing of it was written, and once if the server refused it, in all attempts of a
-/// [`RetryPolicy`](crate::RetryPolicy) together.
+/// times if nothing of it was written, and once if the server refused it. That one retry is shared by all
+/// attempts of a [`RetryPolicy`](crate::RetryPolicy).
 ///
 /// **Cancellation.** Dropping the future of a call removes the call from the queue, or cancels it at
 /// the server by a reset of its stream. Servers close a connection on which too many streams are reset,
@@ -295,11 +295,15 @@ impl Shared {
         let timeout = timeout_in(head.headers())?;
         // HTTP/2 does not use the others, and they are expensive to clone.
         let unary = mem::take(head.extensions_mut()).remove::<Unary>();
+        let (is_unary, refused, exact) = match &unary {
+            Some(unary) => (true, unary.is_retry, unary.deadline),
+            None => (false, false, None),
+        };
         self.set_defaults(&mut head);
         let (reply, response) = oneshot::channel();
         let queued_at = Instant::now();
         let deadline = timeout.and_then(|timeout| Deadline::after(timeout, queued_at));
-        let deadline = deadline.map(|it| it.or_earlier(unary.and_then(|unary| unary.deadline)));
+        let deadline = deadline.map(|deadline| deadline.or_earlier(exact));
         let call = PendingCall {
             head,
             body,
@@ -307,14 +311,14 @@ impl Shared {
             deadline,
             queued_at,
             number: 0,
-            refused: unary.is_some_and(|unary| unary.is_retry),
+            refused,
             avoid: None,
             reply,
         };
         let pushed = self.pool.push(call, runtime.id())?;
         let expiry = match deadline {
             // `OperationsClient` has a timer for the deadline of each of its calls.
-            Some(_) if unary.is_some() && pushed.is_assigned => None,
+            Some(_) if is_unary && pushed.is_assigned => None,
             Some(deadline) => Some(deadline.at()),
             None => Some(queued_at + QUEUE_TIMEOUT),
         };
@@ -365,11 +369,9 @@ impl Shared {
     }
 }
 
-/// Adds the user agent to the headers of another client than [`OperationsClient`], and puts those of the
-/// protocol before custom metadata, see
+/// Adds the user agent to the headers of a generated client that does not set one, and moves protocol
+/// headers before custom metadata, see
 /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
-///
-/// [`OperationsClient`]: crate::OperationsClient
 fn with_user_agent(mut headers: HeaderMap, user_agent: HeaderValue) -> HeaderMap {
     const PROTOCOL: [HeaderName; 5] = [
         GRPC_TIMEOUT,

@@ -282,9 +282,9 @@ fn compressed(message: &[u8]) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_compressed_message_that_cannot_be_decoded_is_internal_and_the_text_has_the_remedy() {
-    let gzip = "\"gzip\": enable the feature \"gzip\" of longrunning, which decodes that";
-    let deflate = "\"deflate\": no feature of longrunning decodes that";
+async fn a_compressed_message_that_cannot_be_decoded_is_internal_and_the_message_has_the_remedy() {
+    let gzip = "\"gzip\": enable the feature \"gzip\" of longrunning to decode it";
+    let deflate = "\"deflate\": longrunning does not support this encoding";
     for (encoding, expected) in [("gzip", gzip), ("deflate", deflate)] {
         if encoding == "gzip" && cfg!(feature = "gzip") {
             continue; // another test decodes it
@@ -308,7 +308,7 @@ async fn a_compressed_message_that_cannot_be_decoded_is_internal_and_the_text_ha
 }
 
 #[tokio::test]
-async fn a_later_status_wins_over_a_message_that_cannot_be_decoded() {
+async fn a_later_status_takes_precedence_over_a_message_that_cannot_be_decoded() {
     let messages: [&[u8]; 4] = [
         &[1, 0, 0, 0, 1, 0], // compressed, but not with an encoding that is accepted
         &[7, 0, 0, 0, 1, 0], // an invalid Compressed-Flag

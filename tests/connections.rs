@@ -648,7 +648,7 @@ async fn the_server_sees_the_authority_and_the_user_agent() {
 }
 
 #[tokio::test]
-async fn the_headers_of_the_protocol_stand_before_custom_metadata() {
+async fn protocol_headers_precede_custom_metadata() {
     let server = Server::start(Habits::default());
     let auth = Credentials::bearer_token("ya29.c").interceptor().await;
     let auth = auth.expect("it is fixed");

@@ -457,7 +457,7 @@ async fn what_a_source_heard_of_its_own_server_is_not_the_word_of_the_server_cal
 }
 
 #[tokio::test]
-async fn failures_of_credentials_have_the_codes_of_grfc_a54() {
+async fn credential_failures_have_the_codes_of_grfc_a54() {
     let server = emulator().await;
     for code in (1..=16).map(Code::from_i32) {
         let failing = || Credentials::custom(Failing(Status::new(code, "planted")));
@@ -487,7 +487,7 @@ async fn failures_of_credentials_have_the_codes_of_grfc_a54() {
         );
         assert!(is_allowed, "{code:?}: {status:?}");
     }
-    // Where the set-up itself is wrong, it may say so.
+    // When connecting, FAILED_PRECONDITION is kept.
     let failing = Credentials::custom(Failing(Status::failed_precondition("not now")));
     let builder = OperationsClient::builder(server.endpoint()).credentials(failing);
     let status = builder.connect().await.expect_err("no token");

@@ -1,4 +1,4 @@
-//! Whether the server may have seen a call that failed, and where the time of a late call went.
+//! Delivery of failed calls, and what late calls waited for.
 
 mod support;
 
@@ -46,7 +46,7 @@ fn check(status: &Status, code: Code, delivery: Delivery) {
 }
 
 #[tokio::test]
-async fn a_call_that_is_refused_here_or_finds_no_server_was_not_sent() {
+async fn a_call_that_the_client_rejects_or_that_finds_no_server_was_not_sent() {
     let client = builder("http://127.0.0.1:1".to_owned(), 1_000).connect_lazy();
     let client = client.expect("a client");
     let status = client.cancel_operation("").await.expect_err("no name");
@@ -59,7 +59,7 @@ async fn a_call_that_is_refused_here_or_finds_no_server_was_not_sent() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_has_seen_the_call() {
+async fn a_call_with_a_response_is_answered() {
     type Answer = &'static [(&'static str, &'static str)];
     let answers: [(Answer, Code); 3] = [
         (
@@ -85,7 +85,7 @@ async fn a_server_that_answers_has_seen_the_call() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_after_the_request_leaves_it_open() {
+async fn a_call_whose_connection_breaks_after_the_request_may_have_been_sent() {
     let listener = Listener::start(|_, io: TcpStream| async move {
         Peer::accept(io).await?.call().await.map(drop)
     });
@@ -94,7 +94,7 @@ async fn a_connection_that_breaks_after_the_request_leaves_it_open() {
 }
 
 #[tokio::test]
-async fn the_status_of_a_layer_leaves_it_open() {
+async fn a_call_that_a_layer_fails_may_have_been_sent() {
     let stack = tower::service_fn(|_: http::Request<tonic::body::Body>| {
         let denied = tower::BoxError::from(Status::permission_denied("not on Sundays"));
         std::future::ready(Err::<http::Response<tonic::body::Body>, _>(denied))
@@ -105,12 +105,12 @@ async fn the_status_of_a_layer_leaves_it_open() {
 }
 
 #[tokio::test]
-async fn a_status_that_this_crate_has_not_returned_says_nothing() {
+async fn a_status_of_another_crate_has_no_delivery() {
     assert_eq!(Status::unavailable("down").delivery(), None);
 }
 
 #[tokio::test]
-async fn an_earlier_attempt_that_may_have_been_sent_counts() {
+async fn delivery_covers_earlier_attempts() {
     // The first attempt is cut off, and then no connection can be opened.
     let server = silent();
     let proxy = Proxy::start(server.addr);
@@ -130,7 +130,7 @@ async fn an_earlier_attempt_that_may_have_been_sent_counts() {
 }
 
 #[tokio::test]
-async fn a_late_answer_is_reported_with_the_time_for_which_it_was_awaited() {
+async fn a_call_that_is_never_answered_reports_how_long_it_waited() {
     let server = silent();
     let status = failure(builder(server.url(), 300)).await;
     check(&status, Code::DeadlineExceeded, Delivery::MaybeSent);
@@ -144,7 +144,7 @@ async fn a_late_answer_is_reported_with_the_time_for_which_it_was_awaited() {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_a_stream_is_reported_as_such() {
+async fn a_late_call_reports_that_it_waited_for_a_stream() {
     let server = silent();
     let builder = builder(server.url(), 5_000).max_connections(NonZeroUsize::MIN);
     let client = builder.connect().await.expect("a server");
@@ -161,7 +161,7 @@ async fn a_call_that_waits_for_a_stream_is_reported_as_such() {
 }
 
 #[tokio::test]
-async fn a_call_that_waited_for_a_stream_and_then_for_the_answer_is_reported_with_both() {
+async fn a_late_call_reports_its_waits_for_a_stream_and_for_the_answer() {
     let server = silent();
     let builder = builder(server.url(), 1_500).max_connections(NonZeroUsize::MIN);
     let client = builder.connect().await.expect("a server");
@@ -179,7 +179,7 @@ async fn a_call_that_waited_for_a_stream_and_then_for_the_answer_is_reported_wit
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_a_connection_is_reported_as_such() {
+async fn a_late_call_reports_that_it_waited_for_a_connection() {
     // It accepts TCP, and then sends nothing.
     let listener = Listener::start(|_, mut io: TcpStream| async move {
         let mut bytes = Vec::new();
@@ -205,7 +205,7 @@ impl CallCredentials for Slow {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_a_token_is_reported_as_such() {
+async fn a_late_call_reports_that_it_waited_for_a_token() {
     let server = silent();
     let slow = Credentials::custom(Slow(Duration::from_secs(3600)));
     let status = failure(builder(server.url(), 150).credentials(slow)).await;
@@ -227,7 +227,7 @@ async fn a_call_that_waits_for_a_token_is_reported_as_such() {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_room_in_the_queue_is_reported_as_such() {
+async fn a_late_call_reports_that_it_waited_for_room_in_the_queue() {
     let server = silent();
     let builder = builder(server.url(), 5_000)
         .max_connections(NonZeroUsize::MIN)

@@ -457,7 +457,7 @@ async fn a_server_that_is_none_is_unavailable() {
             Code::Unavailable,
             raw(|mut io| async move { io.read_exact(&mut [0; 24]).await.map(drop) }),
         )
-        .tells("if it requires TLS, write https:// in the endpoint")
+        .tells("if it requires TLS, use an \"https://\" endpoint")
         .connections(2),
         row(
             "garbage",

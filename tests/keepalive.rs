@@ -1,4 +1,4 @@
-//! Keepalive pings, as gRFC A8 has them. Time is paused: client and server are joined by a pipe.
+//! Keepalive pings, as specified in gRFC A8. Time is paused, and a pipe joins client and server.
 
 mod support;
 
@@ -54,7 +54,7 @@ where
 const DAY: Duration = Duration::from_secs(86_400);
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_connection_is_found_under_a_call_and_an_idle_one_is_not_pinged() {
+async fn a_dead_connection_is_detected_during_a_call_and_an_idle_one_is_not_pinged() {
     let pings = Arc::<AtomicUsize>::default();
     let counter = pings.clone();
     let (builder, _) = serve(move |_, io| {
@@ -88,7 +88,7 @@ async fn a_dead_connection_is_found_under_a_call_and_an_idle_one_is_not_pinged()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interval_of_less_than_10_seconds_counts_as_10_seconds() {
+async fn intervals_of_less_than_10_seconds_are_raised_to_10_seconds() {
     let (builder, _) = serve(|_, io| async move {
         let mut peer = Peer::accept(io).await?;
         peer.pongs = false;
@@ -177,7 +177,7 @@ async fn a_goaway_for_another_reason_does_not_change_the_interval() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_connection_that_allows_no_streams_is_found() {
+async fn a_dead_connection_with_a_stream_limit_of_0_is_detected() {
     let (builder, accepted) = serve(|before, io| async move {
         if before > 0 {
             return Peer::accept(io).await?.serve().await;

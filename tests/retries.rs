@@ -433,7 +433,7 @@ async fn nothing_is_retried_once_response_headers_have_arrived() {
 }
 
 #[tokio::test]
-async fn a_refused_call_has_one_transparent_retry_in_all_its_attempts() {
+async fn a_refused_call_has_one_transparent_retry_per_call() {
     let (listener, calls) = scripted(|mut peer, stream, _| async move {
         peer.reset(stream, 7).await?;
         Ok(peer)
@@ -447,7 +447,7 @@ async fn a_refused_call_has_one_transparent_retry_in_all_its_attempts() {
 }
 
 #[tokio::test]
-async fn a_resend_after_a_refusal_has_the_time_that_is_left() {
+async fn a_retry_after_a_refusal_is_sent_the_remaining_timeout() {
     let server = Server::start(Habits::default());
     let seen = server.seen.clone();
     let refusing = Listener::start(|_, io: TcpStream| async move {
@@ -514,7 +514,7 @@ async fn the_last_attempt_that_times_out_ends_the_call() {
 }
 
 #[tokio::test]
-async fn the_deadline_of_the_call_is_no_attempt_timeout() {
+async fn the_deadline_of_the_call_is_not_an_attempt_timeout() {
     let (listener, calls) = scripted(|peer, _, _| async move { Ok(peer) });
     let policy = brisk().attempt_timeout(Duration::from_secs(60));
     let client = client_of(&listener, policy).with_timeout(Duration::from_millis(200));
@@ -525,7 +525,7 @@ async fn the_deadline_of_the_call_is_no_attempt_timeout() {
 }
 
 #[tokio::test]
-async fn the_server_is_sent_the_attempt_timeout() {
+async fn the_attempt_timeout_is_sent_to_the_server() {
     let server = Server::start(Habits::default());
     let policy = RetryPolicy::default().attempt_timeout(Duration::from_secs(3));
     let client = OperationsClient::builder(server.url()).retry(policy);
@@ -588,7 +588,7 @@ async fn an_interceptor_can_mark_a_status_as_retryable() {
 }
 
 #[tokio::test]
-async fn a_quota_is_waited_for_if_the_server_says_how_long() {
+async fn resource_exhausted_is_retried_after_the_servers_delay() {
     let info = retry_after(Duration::from_millis(30));
     let pushback = [("grpc-retry-pushback-ms", "30")];
     for metadata in [&info, &pushback] {
@@ -611,7 +611,7 @@ async fn a_quota_is_waited_for_if_the_server_says_how_long() {
 }
 
 #[tokio::test]
-async fn every_method_but_wait_waits_for_a_quota() {
+async fn every_method_except_wait_retries_resource_exhausted() {
     let metadata = [("grpc-retry-pushback-ms", "1")];
     let server = Failing::start([8], &metadata);
     client(&server, brisk()).get_operation(NAME).await.ok();
@@ -628,7 +628,7 @@ async fn every_method_but_wait_waits_for_a_quota() {
 }
 
 #[tokio::test]
-async fn only_the_servers_resource_exhausted_is_a_quota() {
+async fn only_a_servers_resource_exhausted_is_retried() {
     let mut exhausted = Status::resource_exhausted("a layer's");
     let pushback = "1".parse().expect("ASCII");
     let metadata = exhausted.metadata_mut();
@@ -641,7 +641,7 @@ async fn only_the_servers_resource_exhausted_is_a_quota() {
 }
 
 #[tokio::test]
-async fn a_poller_waits_for_a_quota_by_itself() {
+async fn a_poller_handles_resource_exhausted_itself() {
     // Each poll is one call: a retry within it would be a second.
     let metadata = [("grpc-retry-pushback-ms", "1")];
     let server = Failing::start([8, 7], &metadata);
@@ -658,4 +658,18 @@ async fn a_poller_waits_for_a_quota_by_itself() {
         begin.elapsed() >= Duration::from_millis(240),
         "by its policy"
     );
+}
+
+#[tokio::test]
+async fn an_attempt_that_times_out_after_response_headers_is_not_retried() {
+    let (listener, calls) = scripted(|mut peer, stream, _| async move {
+        peer.head(stream).await?;
+        Ok(peer)
+    });
+    let policy = brisk().attempt_timeout(Duration::from_millis(200));
+    let status = client_of(&listener, policy).cancel_operation(NAME).await;
+    let status = status.expect_err("no message");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(status.delivery(), Some(Delivery::Answered));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }

@@ -30,10 +30,11 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 /// # Errors
 ///
 /// - The server's status, if it is not OK.
-/// - `INTERNAL`: there is no message, or more than one, or a part of one; or it is compressed with an
+/// - `INTERNAL`: the message is missing, incomplete, followed by more data, or compressed with an
 ///   encoding that the client does not accept.
-/// - `RESOURCE_EXHAUSTED`: it is larger than the limit.
-/// - `UNKNOWN` and others: the response has no status.
+/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit.
+/// - `UNKNOWN`, or the code for the HTTP status: the response has no `grpc-status`.
+/// - The error of the body, if it cannot be read.
 ///
 /// An error that follows Response-Headers is not retried, see
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid).
@@ -60,14 +61,16 @@ struct Head {
     headers: HeaderMap,
     /// Whether it has a `grpc-status`, which is OK.
     is_ok: bool,
-    /// The status of a response that is not one of gRPC, unless its trailers have a `grpc-status`.
+    /// The status to use if the trailers have no `grpc-status`, because the HTTP status is not 200.
     not_grpc: Option<Status>,
 }
 
 impl Head {
+    /// Reads the head of a response.
+    ///
     /// # Errors
     ///
-    /// The status that it has, if it is not OK; or that of a response of another protocol.
+    /// The status in the head, if it is not OK, or the status for a response that is not gRPC.
     fn of<B>(response: &mut Response<B>) -> Result<Self, Status> {
         // Where an interceptor refuses, or a server runs in process, the status itself is among the
         // extensions. The one in the headers has no source.
@@ -146,9 +149,9 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// That of a response which is not received to its end: the message is larger than the limit, or is
-    /// followed by more data. Other errors wait for [`end`](Self::end), because a status in the trailers
-    /// takes precedence.
+    /// Those after which the rest of the response is not read: the message is larger than the limit, or is
+    /// followed by more data. Other errors are returned by [`end`](Self::end), because a status in the
+    /// trailers takes precedence.
     fn push(&mut self, data: Bytes) -> Result<(), Status> {
         self.chunks.push(data);
         let Some((flag, length)) = self.prefix() else {
@@ -194,7 +197,7 @@ impl Message {
     }
 }
 
-/// The status of a success whose response is not what it should be.
+/// Returns the status of a call whose response cannot be decoded.
 pub(crate) fn undecodable(why: impl fmt::Display) -> Status {
     let status = local(Code::Internal, format!("cannot read the answer: {why}"));
     with_delivery(status, Delivery::Answered)

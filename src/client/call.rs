@@ -1,6 +1,15 @@
 //! One call: its checks, its deadline, its credentials and its attempts.
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderValue, header::AUTHORIZATION};
 use tokio::{
@@ -14,7 +23,9 @@ use crate::{
     auth::{self, AuthInterceptor},
     deadline::{self, Deadline, Stage, Waited},
     retry::Attempt,
-    status::{self, Delivery, Origin, StatusExt as _, caused, classify, local},
+    status::{
+        self, Delivery, Origin, StatusExt as _, caused, classify, local, with_delivery, with_retry,
+    },
     task::runtime,
     transport::Unsent,
 };
@@ -70,7 +81,7 @@ impl<S: Stack> OperationsClient<S> {
         Ok(routing.filter(|_| R::HAS_HTTP_RULE))
     }
 
-    /// Returns the credentials for a call that does not bring its own.
+    /// Returns the client's credentials, unless the metadata of the call has an `authorization` header.
     fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Option<&AuthInterceptor> {
         let auth = self.settings.auth.as_ref();
         auth.filter(|_| !call.headers().contains_key(AUTHORIZATION))
@@ -84,7 +95,7 @@ impl<S: Stack> OperationsClient<S> {
             }
         }
         let auth = self.auth_of(call);
-        let mut waits = Waits::default();
+        let mut waits = WaitTimes::default();
         let result = loop {
             if let Some(auth) = auth {
                 waits.token += token::<R>(auth, &attempt, &waits).await?;
@@ -114,17 +125,19 @@ impl<S: Stack> OperationsClient<S> {
         stack: S,
         attempt: &Attempt,
         auth: Option<&AuthInterceptor>,
-        waits: &Waits,
+        waits: &WaitTimes,
     ) -> Result<R::Answer, Status> {
         let limit = self.settings.max_decoding_message_size;
         let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
-        let request = call.request(attempt, auth, limit)?;
+        // Needed only if the attempt may time out before its call.
+        let is_committed = attempt.has_own_deadline.then(Arc::<AtomicBool>::default);
+        let request = call.request(attempt, auth, limit, is_committed.as_ref())?;
         header::check_size(request.headers(), self.max_header_list_size())?;
         let Some(deadline) = attempt.deadline else {
-            return call.exchange(stack, request, limit).await;
+            return call.exchange(stack, request, limit, None).await;
         };
         // Pinned here, so that the macro does not move the large future.
-        let mut exchange = pin!(call.exchange(stack, request, limit));
+        let mut exchange = pin!(call.exchange(stack, request, limit, is_committed.as_deref()));
         let result = tokio::select! {
             biased;
             result = &mut exchange => Poll::Ready(result),
@@ -133,17 +146,26 @@ impl<S: Stack> OperationsClient<S> {
                 poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await
             }
         };
+        let late = |waited, cause| {
+            let status = late::<R>(attempt, Some(waited), cause);
+            match &is_committed {
+                Some(is_committed) if is_committed.load(Ordering::Relaxed) => {
+                    with_retry(with_delivery(status, Delivery::Answered), false)
+                }
+                _ => status,
+            }
+        };
         match result {
-            Poll::Pending => Err(late::<R>(attempt, Some(waits.until(attempt)), None)),
-            // A server that watches the deadline itself may answer CANCELLED, and so may a reset that
-            // crosses the deadline. A stack that watches it may be first, too.
+            Poll::Pending => Err(late(waits.until(attempt), None)),
+            // A server that enforces the deadline may respond with CANCELLED or reset the stream, and a
+            // stack that enforces it may return first.
             Poll::Ready(Err(status))
                 if (status.code() == Code::Cancelled || is_own_deadline(&status))
                     && deadline.has_passed(Instant::now()) =>
             {
                 let waited = status::cause::<Waited>(&status).cloned();
                 let waited = waited.map_or_else(|| waits.until(attempt), |it| waits.before(it));
-                Err(late::<R>(attempt, Some(waited), Some(status)))
+                Err(late(waited, Some(status)))
             }
             Poll::Ready(result) => result,
         }
@@ -152,19 +174,19 @@ impl<S: Stack> OperationsClient<S> {
 
 /// How long an attempt has waited before its request was given to the stack.
 #[derive(Clone, Copy, Debug, Default)]
-struct Waits {
+struct WaitTimes {
     token: Duration,
     readiness: Duration,
 }
 
-impl Waits {
+impl WaitTimes {
     fn before(&self, waited: Waited) -> Waited {
         waited
             .after(Stage::Readiness, self.readiness)
             .after(Stage::Token, self.token)
     }
 
-    /// Returns what an attempt has waited for whose answer has not arrived by now.
+    /// Returns what an unanswered attempt has waited for until now.
     fn until(&self, attempt: &Attempt) -> Waited {
         let time = attempt.begun.elapsed();
         let time = time.saturating_sub(self.token + self.readiness);
@@ -172,15 +194,17 @@ impl Waits {
     }
 }
 
-/// Waits for a token until the deadline. Returns how long that took.
+/// Waits for a token until the deadline, or for 10 seconds if there is none. Returns how long that took.
 ///
 /// # Errors
 ///
-/// The failure of the credentials; or if none is known, `DEADLINE_EXCEEDED`.
+/// - The failure of the credentials, if one is known.
+/// - `DEADLINE_EXCEEDED`: the deadline has passed.
+/// - `UNAVAILABLE`: the call has no deadline, and there was no token within 10 seconds.
 async fn token<R: Rpc>(
     auth: &AuthInterceptor,
     attempt: &Attempt,
-    waits: &Waits,
+    waits: &WaitTimes,
 ) -> Result<Duration, Status> {
     match auth.look() {
         Some(Ok(())) => return Ok(Duration::ZERO),
@@ -222,7 +246,7 @@ fn no_token(failure: Status, waited: &Waited) -> Status {
 async fn ready<R: Rpc, S: Stack>(
     stack: &mut S,
     attempt: &Attempt,
-    waits: &Waits,
+    waits: &WaitTimes,
 ) -> Result<Duration, Status> {
     let mut ready = pin!(poll_fn(|cx| stack.poll_ready(cx)));
     if let Poll::Ready(ready) = poll_fn(|cx| Poll::Ready(ready.as_mut().poll(cx))).await {

@@ -35,7 +35,7 @@ pub(super) fn decompress(
     } else {
         Err(not_accepted(
             encoding,
-            "no feature of longrunning decodes that",
+            "longrunning does not support this encoding",
         ))
     }
 }
@@ -48,7 +48,7 @@ fn not_accepted(encoding: &HeaderValue, remedy: impl Display) -> Status {
 
 #[cfg(not(feature = "gzip"))]
 fn gunzip(_: &[u8], _: usize) -> Result<Bytes, Status> {
-    let remedy = "enable the feature \"gzip\" of longrunning, which decodes that";
+    let remedy = "enable the feature \"gzip\" of longrunning to decode it";
     Err(not_accepted(&HeaderValue::from_static("gzip"), remedy))
 }
 
@@ -57,7 +57,7 @@ fn gunzip(compressed: &[u8], limit: usize) -> Result<Bytes, Status> {
     use std::io::Read as _;
 
     let mut message = Vec::new();
-    // One byte more than the limit shows that there is more.
+    // Reads one byte beyond the limit, to detect a larger message.
     let most = u64::try_from(limit).map_or(u64::MAX, |limit| limit.saturating_add(1));
     flate2::bufread::MultiGzDecoder::new(compressed)
         .take(most)

@@ -1,4 +1,4 @@
-//! The headers of every call, and the limit of their size.
+//! The headers of every call, and the limit on their size.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-re
 pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
 pub(crate) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
-/// The default limit of all headers together, which
-/// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) suggests to
+/// The default limit on the total size of the headers, which
+/// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) recommends to
 /// servers.
 pub(crate) const MAX_HEADER_LIST_SIZE: usize = 8 << 10;
 
@@ -35,9 +35,9 @@ pub(crate) fn api_client() -> HeaderValue {
 /// replace values, is much cheaper than to build it. The attempt sets them, or removes them.
 ///
 /// As in [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests),
-/// `grpc-timeout` stands first, and the headers of the protocol stand before custom metadata. A
-/// `HeaderMap` keeps the order of insertion, but a removal moves its last header to the place that
-/// becomes free: so none of the protocol's headers is ever removed.
+/// `grpc-timeout` comes first, and protocol headers precede custom metadata. A `HeaderMap` keeps the
+/// order of insertion, but a removal moves the last header into the gap: so no protocol header is ever
+/// removed.
 #[derive(Clone, Debug)]
 pub(crate) struct Template(Arc<Templates>);
 
@@ -86,8 +86,8 @@ impl Template {
         &self.0.timeouts
     }
 
-    /// Returns the headers of every call, and the caller's. With `is_timed`, they have a place for
-    /// `grpc-timeout`.
+    /// Returns the headers of every call and the caller's metadata. If `is_timed`, the first header is an
+    /// empty `grpc-timeout`, which the attempt sets.
     pub(crate) fn headers(&self, caller: &HeaderMap, is_timed: bool) -> HeaderMap {
         let template = if is_timed {
             &self.0.timed
@@ -119,7 +119,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT`: it is larger than all headers together may be.
+/// `INVALID_ARGUMENT`: it is larger than the limit for all headers.
 pub(crate) fn routing(name: &str, limit: usize) -> Result<HeaderValue, Status> {
     const KEY: &str = "name=";
     let mut header = String::with_capacity(KEY.len() + name.len() + name.len() / 2);
@@ -141,14 +141,14 @@ fn too_long(name: &str, limit: usize) -> Status {
     local(
         Code::InvalidArgument,
         format!(
-            "the operation's name {start:?}.. of {} bytes makes a routing header ({REQUEST_PARAMS}) of more than {limit} bytes, the limit of all headers (max_header_list_size)",
+            "the operation's name {start:?}.. of {} bytes needs a routing header ({REQUEST_PARAMS}) of more than {limit} bytes, the limit for all headers (max_header_list_size)",
             name.len()
         ),
     )
 }
 
-/// Checks the size of all headers of a request together. A server may refuse a larger request, or close
-/// the connection and fail the calls beside it.
+/// Checks the total size of the headers of a request. A server may refuse a larger request, or close the
+/// connection, which fails the other calls on it.
 ///
 /// # Errors
 ///
@@ -157,7 +157,7 @@ pub(crate) fn check_size(headers: &HeaderMap, limit: usize) -> Result<(), Status
     /// What HTTP/2 counts for each header beside its name and value, see
     /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
     const OVERHEAD: usize = 32;
-    /// The pseudo-headers, with an authority of about 90 bytes.
+    /// An estimate for the pseudo-headers, with an authority of about 90 bytes.
     const PSEUDO_HEADERS: usize = 300;
     let size =
         |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + OVERHEAD;

@@ -118,17 +118,19 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Sets the maximum size of all headers of a request together: metadata, credentials, the routing
-    /// header and those of gRPC itself, each counted with 32 bytes more, as in
+    /// Sets the maximum total size of the headers of a request.
+    ///
+    /// The size includes metadata, credentials, the routing header, the headers of gRPC itself, and 300
+    /// bytes for the pseudo-headers. Each header counts 32 bytes more than its name and value, as in
     /// [HTTP/2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2).
     ///
-    /// A larger request ends with `INVALID_ARGUMENT`, which names the largest header; nothing is sent.
-    /// Raise the limit only if the server, and each proxy before it, accepts more: others refuse the
-    /// call, or close the connection, which fails the calls beside it.
+    /// A request with larger headers ends with `INVALID_ARGUMENT`, whose message names the largest
+    /// header; nothing is sent. Raise the limit only if the server, and each proxy in front of it, accepts
+    /// more: others refuse the call, or close the connection, which fails the other calls on it.
     ///
     /// Defaults to 8 KiB, the limit that
-    /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) suggests
-    /// to servers.
+    /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests)
+    /// recommends to servers.
     #[must_use]
     pub const fn with_max_header_list_size(mut self, bytes: usize) -> Self {
         self.settings.max_header_list_size = Some(bytes);
@@ -140,7 +142,7 @@ impl<S> OperationsClient<S> {
         set.unwrap_or(MAX_HEADER_LIST_SIZE)
     }
 
-    /// Returns a client for the polls of a poller, which wait by themselves when a quota is exhausted.
+    /// Returns a client for a poller, which handles `RESOURCE_EXHAUSTED` itself.
     pub(crate) fn for_polls(mut self) -> Self {
         self.settings.retry = self.settings.retry.map(Retry::without_quota);
         self

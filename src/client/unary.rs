@@ -3,7 +3,13 @@
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
 //! that is most of the memory that a call takes. See `bench`.
 
-use std::marker::PhantomData;
+use std::{
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
@@ -11,6 +17,7 @@ use http::{
     header::{AUTHORIZATION, CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
+use http_body::Body as _;
 use http_body_util::Full;
 use prost::Message as _;
 use tonic::{GrpcMethod, Request, Status, body::Body};
@@ -90,6 +97,7 @@ impl<R: Rpc> Call<R> {
         attempt: &Attempt,
         auth: Option<&AuthInterceptor>,
         limit: usize,
+        is_committed: Option<&Arc<AtomicBool>>,
     ) -> Result<http::Request<Body>, Status> {
         let deadline = attempt.deadline.map(|deadline| deadline.at());
         let mut headers = self.template.headers(&self.headers, deadline.is_some());
@@ -113,6 +121,7 @@ impl<R: Rpc> Call<R> {
             credentials_expire,
             deadline,
             is_retry: attempt.previous > 0,
+            is_committed: is_committed.cloned(),
         };
         Ok(self.framed(headers, unary))
     }
@@ -123,9 +132,15 @@ impl<R: Rpc> Call<R> {
         mut stack: S,
         request: http::Request<Body>,
         limit: usize,
+        is_committed: Option<&AtomicBool>,
     ) -> Result<R::Answer, Status> {
         let response = stack.call(request).await;
         let response = response.map_err(|error| classify(error.into()))?;
+        if let Some(is_committed) = is_committed
+            && !response.body().is_end_stream()
+        {
+            is_committed.store(true, Ordering::Relaxed);
+        }
         let message = answer::message(response, limit).await?;
         R::Answer::decode(message).map_err(answer::undecodable)
     }

@@ -96,14 +96,14 @@ impl<S> OperationsClient<S> {
         (before < self.waits.at_once(most)).then_some(leave)
     }
 
-    /// Notes that the server does not implement WaitOperation. It is not called for a while.
+    /// Notes that the server does not implement WaitOperation. It is not called for 10 minutes.
     pub(crate) fn wait_is_unimplemented(&self) {
         *self.waits.unimplemented_at() = Some(Instant::now());
     }
 }
 
 /// How long WaitOperation is not called after an `UNIMPLEMENTED`. The server may be replaced by one that
-/// implements it, or only one of several may not.
+/// implements it, or only some of several replicas may lack it.
 const UNIMPLEMENTED: Duration = Duration::from_secs(600);
 
 /// Half of the streams that Google's front ends allow on a connection: Waits, which take them for a

@@ -1,4 +1,4 @@
-//! Where the time of a call went.
+//! What a call waited for, and how long.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -15,7 +15,7 @@ pub(crate) struct Waited {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Stage {
     Token,
-    /// Readiness of the stack: of the default stack, room in its queue.
+    /// The stack to be ready. For the default stack: room in its queue.
     Readiness,
     Connection,
     Stream,
@@ -50,10 +50,10 @@ impl fmt::Display for Waited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("waited ")?;
         for (stage, time) in &self.earlier {
-            write!(f, "{:?} {stage}, ", rounded(*time))?;
+            write!(f, "{:?} {stage}, ", truncated(*time))?;
         }
         let (stage, time) = self.last;
-        write!(f, "{:?} {stage}", rounded(time))?;
+        write!(f, "{:?} {stage}", truncated(time))?;
         match self.delivery() {
             Delivery::NotSent => f.write_str("; not sent"),
             _ => Ok(()),
@@ -75,8 +75,8 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Rounds to milliseconds.
-fn rounded(time: Duration) -> Duration {
+/// Truncates to whole milliseconds.
+fn truncated(time: Duration) -> Duration {
     Duration::from_millis(time.as_millis() as u64)
 }
 

@@ -76,15 +76,14 @@ impl Target {
         self.checked(client.wait_operation(request).await?)
     }
 
-    /// Checks that the server has returned the operation that it was asked for.
+    /// Checks that the server returned the requested operation.
     ///
     /// Only the last segment of the name is compared: a server may return the number of a project in
-    /// place of its ID, as [AIP-2510](https://google.aip.dev/cloud/2510) has it. An empty name is
-    /// accepted.
+    /// place of its ID, see [AIP-2510](https://google.aip.dev/cloud/2510). An empty name is accepted.
     ///
     /// # Errors
     ///
-    /// `INTERNAL`: it is another one.
+    /// `INTERNAL`: it is a different one.
     fn checked(&self, operation: Operation) -> Result<Operation, Status> {
         fn id(name: &str) -> Option<&str> {
             name.rsplit('/').next()

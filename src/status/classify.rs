@@ -45,7 +45,7 @@ fn transport(code: Code) -> Found<'static> {
     Found::Code(code, Origin::Transport, Delivery::MaybeSent)
 }
 
-/// Whether the layer raised the status before or after the call was sent is not known.
+/// Returns the status of a layer, which may have been raised before or after the call was sent.
 fn of_layer(status: Status) -> Status {
     mark(status, Origin::Client, Delivery::MaybeSent)
 }
@@ -94,8 +94,8 @@ fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<Found<'a>> {
     })
 }
 
-/// Returns whether the server reports that it did not process the call: it refused the stream, or it
-/// goes away and the stream is above the last one that it still serves.
+/// Returns whether the server reports that it did not process the call: it refused the stream, or sent a
+/// GOAWAY whose last stream ID is lower than that of the call.
 pub(crate) fn is_unprocessed(error: &h2::Error) -> bool {
     let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     error.is_remote() && (refused || error.is_go_away())
@@ -122,7 +122,7 @@ fn of_http2(error: &h2::Error) -> Code {
             | Reason::COMPRESSION_ERROR
             | Reason::CONNECT_ERROR
             | Reason::SETTINGS_TIMEOUT
-            // Not in the table: UNKNOWN by its letter. grpc-go and grpc-java have INTERNAL.
+            // Not in the table, which would make it UNKNOWN. grpc-go and grpc-java map it to INTERNAL.
             | Reason::STREAM_CLOSED,
         ) => Code::Internal,
         Some(Reason::REFUSED_STREAM) => Code::Unavailable,

@@ -1,6 +1,12 @@
 //! A call on its way from the transport to a connection.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,17 +22,29 @@ use crate::{
 /// An extension of requests whose response is one message: the connection's task reads it whole.
 ///
 /// The response to any other request is streamed, and its reader paces the server.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Unary {
     /// The largest message that the caller accepts, in bytes.
     pub(crate) limit: usize,
     /// When the credentials in the request's headers expire.
     pub(crate) credentials_expire: Option<Instant>,
-    /// The caller's deadline, which `grpc-timeout` holds rounded up.
+    /// The caller's exact deadline; `grpc-timeout` is rounded up.
     pub(crate) deadline: Option<Instant>,
     /// Whether this is a retry of a failed call. The transport then does not retry it by itself if the
     /// server refuses it.
     pub(crate) is_retry: bool,
+    /// Set when Response-Headers arrive. Only for an attempt that may time out before its call: it is not
+    /// retried after that.
+    pub(crate) is_committed: Option<Arc<AtomicBool>>,
+}
+
+impl Unary {
+    /// Notes that Response-Headers have arrived.
+    pub(crate) fn commit(&self) {
+        if let Some(is_committed) = &self.is_committed {
+            is_committed.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// A call whose caller waits for the response: it is queued, or on a stream.
@@ -40,7 +58,7 @@ pub(crate) struct PendingCall {
     pub(crate) queued_at: Instant,
     /// The call's place in the order of arrival, which the queue sets.
     pub(crate) number: u64,
-    /// Whether the one retry after a refusal of the server is used up.
+    /// Whether the single retry after a refusal by the server has been used, or is not allowed.
     pub(crate) refused: bool,
     /// The connection that should not take it again, if another can.
     pub(crate) avoid: Option<u64>,
@@ -53,7 +71,7 @@ impl PendingCall {
         let _ = self.reply.send(result);
     }
 
-    /// Ends a call whose deadline has passed while it was in this stage.
+    /// Ends a call whose deadline has passed in this stage.
     pub(crate) fn reply_too_late(self, now: Instant, stage: Stage) {
         if let Some(status) = self.too_late(now, stage) {
             self.reply(Err(status));
@@ -71,7 +89,7 @@ impl PendingCall {
             let queued = now.saturating_duration_since(self.queued_at);
             return Some(deadline.exceeded(Waited::new(stage, queued)));
         }
-        let expire = self.unary?.credentials_expire?;
+        let expire = self.unary.as_ref()?.credentials_expire?;
         let message = "the call's credentials expired while it was queued for a stream";
         (now >= expire).then(|| Unsent::CredentialsExpired.status(message))
     }

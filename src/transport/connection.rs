@@ -395,8 +395,8 @@ impl Connection {
         }
     }
 
-    /// Notes the server's GOAWAY. The sender returns it, where the streams that it ends may only have
-    /// the error of the socket that was closed after it.
+    /// Records the server's GOAWAY. It is read from the sender, because the streams that it ends may only
+    /// report the error of the socket, which is closed afterwards.
     fn note_go_away(&mut self) {
         if let Poll::Ready(Err(error)) = self.poll_sender() {
             self.link.note_go_away(&error);

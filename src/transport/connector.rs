@@ -148,7 +148,7 @@ impl Connector {
         Err(match state.foreign_protocol() {
             _ if http2.max_concurrent_send_streams() != UNANNOUNCED => Unopened::Again(error),
             Some(foreign) => Unopened::Failed(foreign.into()),
-            // grpc-go and grpc-java close a connection without TLS like that.
+            // A TLS port of grpc-go or grpc-java closes a plaintext connection without sending anything.
             None if state.reads() == 0 && self.uri.scheme() == Some(&Scheme::HTTP) => {
                 Unopened::Failed(Box::new(ClosedAtOnce(error)))
             }
@@ -209,8 +209,8 @@ struct ClosedAtOnce(BoxError);
 impl fmt::Display for ClosedAtOnce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "the server closed the connection without a response: if it requires TLS, write \
-             https:// in the endpoint",
+            "the server closed the connection without a response: if it requires TLS, use an \
+             \"https://\" endpoint",
         )
     }
 }

@@ -399,7 +399,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn the_kernel_gets_the_user_timeout() {
+    async fn the_user_timeout_is_set_on_the_socket() {
         let listeners = listeners(1).await;
         let address = listeners[0].local_addr().expect("it is bound");
         let uri: Uri = format!("http://{address}").parse().expect("a URI");

@@ -249,8 +249,13 @@ impl Exchange {
         let (head, body) = ready!(Pin::new(response).poll(cx))?.into_parts();
         let head = Response::from_parts(head, ());
         self.reads = self.link.unprobed_reads();
-        stream.response = match self.call.as_ref().and_then(|call| call.unary) {
-            Some(unary) => Receiving::Unary(UnaryResponse::new(head, body, unary.limit)),
+        stream.response = match self.call.as_ref().and_then(|call| call.unary.as_ref()) {
+            Some(unary) => {
+                if !body.is_end_stream() {
+                    unary.commit();
+                }
+                Receiving::Unary(UnaryResponse::new(head, body, unary.limit))
+            }
             None => {
                 let deadline = self.deadline.map(|deadline| deadline.at());
                 let (body, end) = ResponseBody::streamed(body, self.link.clone(), deadline);

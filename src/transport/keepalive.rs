@@ -14,7 +14,7 @@ use tokio::time::Instant;
 /// the deadline of a call has passed and nothing was received since the call was sent. Any data
 /// received shows that the peer is alive. As in
 /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive), the
-/// interval does not begin anew with a call: the first call after a longer silence is sent with a ping.
+/// interval does not restart when a call begins: if it has passed by then, a ping is sent with the call.
 pub(crate) struct Keepalive {
     ping: Option<PingPong>,
     interval: Duration,

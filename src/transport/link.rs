@@ -30,7 +30,7 @@ pub(crate) struct Link {
     pub(crate) stream_begun: AtomicBool,
     /// The keepalive timeout that ended the connection, if one did.
     pub(crate) timed_out: OnceLock<Duration>,
-    /// The error code and the debug data of the server's GOAWAY, as text.
+    /// The error message for the server's GOAWAY, with its error code and debug data.
     pub(crate) go_away: OnceLock<String>,
 }
 

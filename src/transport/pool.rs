@@ -242,8 +242,8 @@ impl Pool {
         drop(removed);
     }
 
-    /// Returns since when a call has been queued, and for what, if it still is. Its connection may be on
-    /// a stalled runtime: the call is assigned to another.
+    /// If the call is still queued, returns since when, and what it waits for. Its connection may be on a
+    /// stalled runtime: then the call is assigned to another.
     pub(crate) fn check_queued(&self, number: u64) -> Option<(Instant, Stage)> {
         let now = Instant::now();
         let limit = self

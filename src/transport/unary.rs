@@ -27,7 +27,8 @@ pub(crate) struct UnaryResponse {
 /// How far a unary response was received.
 pub(crate) enum Received {
     Complete(Option<HeaderMap>),
-    /// The data is more than one message, or more than the caller accepts. What was received shows that.
+    /// The message is larger than the caller accepts, or is followed by more data. The caller finds the
+    /// error in the data received so far.
     Invalid,
 }
 
@@ -101,7 +102,7 @@ impl UnaryResponse {
         self.body
     }
 
-    /// Returns whether more was received than one message of the size that the caller accepts.
+    /// Returns whether the message is declared larger than the limit, or is followed by more data.
     fn is_invalid(&self) -> bool {
         let data = self.data.bytes();
         let Some([_flag, length @ ..]) = data.first_chunk::<PREFIX>() else {

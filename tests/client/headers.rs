@@ -9,11 +9,11 @@ over_each_stack! {
     every_call_carries_the_headers_and_those_of_its_caller
     a_wait_has_no_http_rule_and_so_no_routing_header
     a_callers_own_header_wins
-    headers_that_servers_would_refuse_are_refused_here
-    a_refusal_of_headers_does_not_show_their_values
-    a_name_that_is_too_long_for_a_header_is_refused_by_name
+    headers_that_servers_would_refuse_are_rejected_by_the_client
+    the_error_for_rejected_headers_does_not_contain_their_values
+    a_name_that_is_too_long_for_a_header_is_rejected_with_an_error_that_names_it
     many_small_headers_are_as_much_as_a_few_large_ones
-    the_limit_of_headers_can_be_set
+    the_header_size_limit_can_be_set
 }
 
 async fn an_empty_parent_is_sent_as_it_is<S: Stack + Sync>(client: Connect<S>) {
@@ -112,7 +112,9 @@ async fn a_callers_own_header_wins<S: Stack + Sync>(client: Connect<S>) {
     }
 }
 
-async fn headers_that_servers_would_refuse_are_refused_here<S: Stack + Sync>(client: Connect<S>) {
+async fn headers_that_servers_would_refuse_are_rejected_by_the_client<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request
@@ -137,7 +139,9 @@ async fn headers_that_servers_would_refuse_are_refused_here<S: Stack + Sync>(cli
     assert_eq!(emulator.calls().len(), 0);
 }
 
-async fn a_refusal_of_headers_does_not_show_their_values<S: Stack + Sync>(client: Connect<S>) {
+async fn the_error_for_rejected_headers_does_not_contain_their_values<S: Stack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let token = format!("PLANTED-SECRET{}", "a".repeat(8_192));
     let auth = Credentials::bearer_token(token).interceptor().await;
@@ -188,7 +192,9 @@ async fn many_small_headers_are_as_much_as_a_few_large_ones<S: Stack + Sync>(cli
     assert!(neighbour.await.is_err(), "the call beside them waits on");
 }
 
-async fn a_name_that_is_too_long_for_a_header_is_refused_by_name<S: Stack + Sync>(
+async fn a_name_that_is_too_long_for_a_header_is_rejected_with_an_error_that_names_it<
+    S: Stack + Sync,
+>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -198,7 +204,7 @@ async fn a_name_that_is_too_long_for_a_header_is_refused_by_name<S: Stack + Sync
     assert!(
         status
             .message()
-            .contains("of 9000 bytes makes a routing header (x-goog-request-params)"),
+            .contains("of 9000 bytes needs a routing header (x-goog-request-params)"),
         "{status}"
     );
 }
@@ -212,7 +218,7 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Ou
     }
 }
 
-async fn the_limit_of_headers_can_be_set<S: Stack + Sync>(client: Connect<S>) {
+async fn the_header_size_limit_can_be_set<S: Stack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let name = "a".repeat(6_000);
     emulator.start_operation(&name).expect("a new name");

@@ -308,7 +308,7 @@ fn named(name: &str) -> Operation {
 }
 
 #[tokio::test]
-async fn another_operation_than_the_requested_one_is_internal() {
+async fn an_operation_other_than_the_requested_one_is_internal() {
     use super::in_process::Server;
     for (wait, other) in [
         (
@@ -356,7 +356,7 @@ async fn another_name_of_the_same_operation_is_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_a_server_cannot_wait_is_remembered_for_10_minutes() {
+async fn after_unimplemented_wait_operation_is_not_called_for_10_minutes() {
     use super::in_process::{Look, Server};
     let server = Server::of_looks(|look| {
         Box::pin(async move {

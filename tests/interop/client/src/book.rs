@@ -146,7 +146,7 @@ async fn retries(cases: &Cases, client: OperationsClient<Transport>) {
     let c = client.clone();
     cases
         .case("unavailable_after_headers_is_not_retried", async move {
-            let name = unique("headers-then-unavailable-1");
+            let name = unique("headers-then-unavailable");
             let status = c.get_operation(&name).await.expect_err("refused");
             assert_eq!(status.code(), Code::Unavailable, "{status:?}");
             assert_eq!(requests(&c, &name).await, "1");
