@@ -2,8 +2,8 @@
 
 mod answer;
 mod call;
-mod compression;
 mod header;
+mod message;
 mod rpc;
 mod settings;
 mod unary;

@@ -1,4 +1,6 @@
-//! What the feature `tracing` tells of what happens unseen.
+//! The events of the feature `tracing`.
+
+mod support;
 
 use std::{
     io,
@@ -18,6 +20,8 @@ use tokio_stream::StreamExt as _;
 use tonic::Status;
 use tracing::{Instrument as _, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
+
+use self::support::wire::{Listener, Peer};
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -124,6 +128,25 @@ async fn a_retry_throttle_reports_when_it_starts_and_when_it_stops() {
     };
     assert!(started.contains(" retry throttle started"), "{started}");
     assert!(stopped.contains(" retry throttle stopped"), "{stopped}");
+}
+
+#[tokio::test]
+async fn too_many_pings_is_a_warning() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let listener = Listener::start(|_, io| async move {
+        let mut peer = Peer::accept(io).await?;
+        let stream = peer.call().await?;
+        peer.goaway(stream, 11, "too_many_pings").await
+    });
+    let builder = OperationsClient::builder(listener.url()).retry(RetryPolicy::none());
+    let client = builder.connect().await.expect("it is there");
+    let call = client.get_operation("operations/1").await;
+    call.expect_err("the connection is closed");
+    let said = lines.said();
+    let warning = said.iter().find(|line| line.contains("too_many_pings"));
+    let warning = warning.expect("an event");
+    assert!(warning.contains(" WARN longrunning: "), "{warning}");
 }
 
 #[tokio::test]

@@ -4,24 +4,21 @@
 //! the code where the message is not UTF-8, and does not distinguish a server's status from its own.
 //! So every status is created here.
 
-use std::{fmt, future::poll_fn, mem, pin::pin};
+use std::{future::poll_fn, mem, pin::pin};
 
 use base64::{
     Engine as _,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
-use super::compression::decompress;
-use crate::{
-    status::{Delivery, Origin, classify, local, mark, retry, with_delivery, with_retry},
-    transport::Chunks,
-};
+use super::message::Message;
+use crate::status::{Delivery, Origin, classify, mark, retry, with_delivery, with_retry};
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -102,11 +99,7 @@ where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
     let mut is_ok = head.is_ok;
-    let mut message = Message {
-        chunks: Chunks::default(),
-        encoding: head.headers.get(GRPC_ENCODING).cloned(),
-        limit,
-    };
+    let mut message = Message::new(head.headers.get(GRPC_ENCODING).cloned(), limit);
     let mut body = pin!(body);
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|error| classify(error.into()))?;
@@ -130,86 +123,6 @@ where
     } else {
         Err(head.not_grpc.unwrap_or_else(without_status))
     }
-}
-
-/// The message of a response, as it arrives.
-struct Message {
-    chunks: Chunks,
-    /// The `grpc-encoding` of the response. It applies only to a message whose Compressed-Flag is 1, see
-    /// [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
-    encoding: Option<HeaderValue>,
-    limit: usize,
-}
-
-impl Message {
-    /// The Compressed-Flag, and the length of the message.
-    const PREFIX: usize = 5;
-
-    /// Adds data.
-    ///
-    /// # Errors
-    ///
-    /// Those after which the rest of the response is not read: the message is larger than the limit, or is
-    /// followed by more data. Other errors are returned by [`end`](Self::end), because a status in the
-    /// trailers takes precedence.
-    fn push(&mut self, data: Bytes) -> Result<(), Status> {
-        self.chunks.push(data);
-        let Some((flag, length)) = self.prefix() else {
-            return Ok(());
-        };
-        if length > self.limit {
-            return Err(match flag {
-                0 | 1 => too_large(length, self.limit),
-                _ => invalid_flag(flag),
-            });
-        }
-        if self.chunks.bytes().len() - Self::PREFIX > length {
-            return Err(undecodable(
-                "its message is followed by more data, but a unary call has one message",
-            ));
-        }
-        Ok(())
-    }
-
-    fn prefix(&self) -> Option<(u8, usize)> {
-        let [flag, length @ ..] = self.chunks.bytes().first_chunk::<{ Self::PREFIX }>()?;
-        Some((*flag, u32::from_be_bytes(*length) as usize))
-    }
-
-    fn end(self) -> Result<Bytes, Status> {
-        let Some((flag, length)) = self.prefix() else {
-            return Err(undecodable(if self.chunks.bytes().is_empty() {
-                "it has no message"
-            } else {
-                "it ended within its message"
-            }));
-        };
-        let mut message = self.chunks.join();
-        message.advance(Self::PREFIX);
-        if message.len() < length {
-            return Err(undecodable("it ended within its message"));
-        }
-        match flag {
-            0 => Ok(message),
-            1 => decompress(self.encoding.as_ref(), &message, self.limit),
-            _ => Err(invalid_flag(flag)),
-        }
-    }
-}
-
-/// Returns the status of a call whose response cannot be decoded.
-pub(crate) fn undecodable(why: impl fmt::Display) -> Status {
-    let status = local(Code::Internal, format!("cannot read the answer: {why}"));
-    with_delivery(status, Delivery::Answered)
-}
-
-fn invalid_flag(flag: u8) -> Status {
-    undecodable(format!("its Compressed-Flag is {flag}, but must be 0 or 1"))
-}
-
-pub(super) fn too_large(bytes: impl fmt::Display, limit: usize) -> Status {
-    let message = format!("the answer is {bytes} bytes: the limit is {limit} bytes");
-    with_delivery(local(Code::ResourceExhausted, message), Delivery::Answered)
 }
 
 fn without_status() -> Status {

@@ -9,7 +9,7 @@ use http::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Code, Status};
 
-use super::compression;
+use super::message;
 use crate::{
     deadline::{GRPC_TIMEOUT, TimeoutCache},
     status::local,
@@ -64,7 +64,7 @@ impl Template {
             }
             headers.insert(TE, HeaderValue::from_static("trailers"));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            if let Some(encodings) = compression::ACCEPTED {
+            if let Some(encodings) = message::ACCEPTED_ENCODINGS {
                 headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));
             }
             if let Some(user_agent) = user_agent {

@@ -25,6 +25,7 @@ use tonic::{GrpcMethod, Request, Status, body::Body};
 use super::{
     Stack, answer,
     header::{ACCEPT_ENCODING, REQUEST_PARAMS, Template},
+    message,
     rpc::Rpc,
 };
 use crate::{
@@ -141,8 +142,8 @@ impl<R: Rpc> Call<R> {
         {
             is_committed.store(true, Ordering::Relaxed);
         }
-        let message = answer::message(response, limit).await?;
-        R::Answer::decode(message).map_err(answer::undecodable)
+        let answer = answer::message(response, limit).await?;
+        R::Answer::decode(answer).map_err(message::undecodable)
     }
 
     fn set_routing(&self, headers: &mut HeaderMap) {
