@@ -28,8 +28,9 @@ pub trait StatusExt: sealed::Sealed {
     /// Returns whether a server may have processed the call; `None` if this crate neither created nor
     /// marked the status.
     ///
-    /// It covers all attempts of the call: if the last one was not sent, but a server may have processed
-    /// an earlier one, this is [`MaybeSent`](Delivery::MaybeSent).
+    /// It covers all attempts of a [`RetryPolicy`](crate::RetryPolicy): if the last one was not sent, but a
+    /// server may have processed an earlier one, this is [`MaybeSent`](Delivery::MaybeSent). It does not
+    /// cover attempts of a layer of a custom stack that retries calls by itself.
     ///
     /// ```
     /// # use longrunning::{OperationsClient, RetryPolicy};

@@ -673,3 +673,33 @@ async fn an_attempt_that_times_out_after_response_headers_is_not_retried() {
     assert_eq!(status.delivery(), Some(Delivery::Answered));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_dies_after_response_headers_is_no_reason_to_retry() {
+    let calls = Arc::<AtomicUsize>::default();
+    let counter = calls.clone();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let counter = counter.clone();
+        tokio::spawn(async move {
+            let mut peer = Peer::accept(server).await?;
+            let stream = peer.call().await?;
+            counter.fetch_add(1, Ordering::SeqCst);
+            peer.head(stream).await?;
+            peer.pongs = false;
+            peer.ignore(Duration::from_secs(86_400)).await
+        });
+        let io = hyper_util::rt::TokioIo::new(client);
+        std::future::ready(Ok::<_, std::io::Error>(io))
+    });
+    let client = OperationsClient::builder("http://in-memory")
+        .connector(connector)
+        .keepalive(Duration::from_secs(10), Duration::from_secs(1))
+        .timeout(Duration::from_secs(1_000))
+        .connect_lazy()
+        .expect("a client");
+    let status = client.cancel_operation(NAME).await.expect_err("silence");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert_eq!(status.delivery(), Some(Delivery::Answered));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}

@@ -55,20 +55,14 @@ pub(super) fn time_is_up(
     name: &str,
     limit: Duration,
     failure: Option<Status>,
-    is_answered: bool,
+    delivery: Delivery,
 ) -> Status {
     let message = format!("operation {name:?} was not done within {limit:?}");
     let Some(failure) = failure else {
-        let delivery = if is_answered {
-            Delivery::Answered
-        } else {
-            Delivery::MaybeSent
-        };
         return with_delivery(local(Code::DeadlineExceeded, message), delivery);
     };
     let (code, text) = (failure.code_name(), failure.message());
     let message = format!("{message}; the last look failed: {code}: {text}");
-    let delivery = failure.delivery().unwrap_or(Delivery::MaybeSent);
     caused(
         Code::DeadlineExceeded,
         message,

@@ -13,7 +13,12 @@ use super::{
     failure::{cannot_wait, has_untyped_response, is_transient, may_be_wait_alone, time_is_up},
     look::{Look, Seen},
 };
-use crate::{client::Stack, operation::Operation, task::Task};
+use crate::{
+    client::Stack,
+    operation::Operation,
+    status::{Delivery, StatusExt as _},
+    task::Task,
+};
 
 impl<S: Stack + Sync> Poller<S> {
     /// The next state of the operation; once it is done, that one again.
@@ -49,8 +54,7 @@ impl<S: Stack + Sync> Poller<S> {
         let left = limit.map_or(Duration::MAX, |limit| limit.saturating_duration_since(now));
         if left.is_zero() {
             let (total, failure) = (total.unwrap_or_default(), self.failure.clone());
-            let is_answered = self.latest.is_some();
-            return Err(time_is_up(self.name(), total, failure, is_answered));
+            return Err(time_is_up(self.name(), total, failure, self.delivery()));
         }
         let rest = self.due.map_or(Duration::ZERO, |(since, pause)| {
             pause.saturating_sub(now.saturating_duration_since(since))
@@ -77,6 +81,17 @@ impl<S: Stack + Sync> Poller<S> {
             limit,
         };
         Task::spawn(async { Some(look.run().await) })
+    }
+
+    /// Returns whether a server may have processed any of the polls.
+    fn delivery(&self) -> Delivery {
+        let failure = self.failure.as_ref().and_then(|failure| failure.delivery());
+        match failure {
+            _ if self.latest.is_some() => Delivery::Answered,
+            Some(delivery) if self.looks == 1 => delivery,
+            // Earlier failures are not kept.
+            failure => failure.map_or(Delivery::MaybeSent, |it| it.max(Delivery::MaybeSent)),
+        }
     }
 
     /// Takes note of what a look brought: a state, nothing yet, or the end of the poll.

@@ -65,27 +65,14 @@ impl Link {
 
     /// Returns the status of a call that failed on this connection.
     pub(crate) fn failed(&self, error: h2::Error, delivery: Delivery) -> Status {
-        let authority = &self.authority;
-        let is_reset = error.is_reset();
-        if let Some(timeout) = self.timed_out.get() {
-            let message = format!(
-                "{authority}: keepalive timed out: no data received within {timeout:?} of a ping"
-            );
-            return caused(
-                Code::Unavailable,
-                message,
-                Origin::Transport,
-                delivery,
-                error,
-            );
-        }
         self.note_go_away(&error);
+        let ended = self.ended(&error);
         let cause = classify(error.into());
-        let (code, message) = match self.go_away.get() {
-            Some(go_away) if !is_reset => (Code::Unavailable, go_away.as_str()),
-            _ => (cause.code(), cause.message()),
+        let (code, message) = match &ended {
+            Some(message) => (Code::Unavailable, message.as_str()),
+            None => (cause.code(), cause.message()),
         };
-        let message = format!("{authority}: {message}");
+        let message = format!("{}: {message}", self.authority);
         let status = caused(code, message, Origin::Transport, delivery, cause);
         if delivery == Delivery::Answered {
             // A call is not retried once Response-Headers have arrived.
@@ -93,5 +80,15 @@ impl Link {
         } else {
             status
         }
+    }
+
+    /// Returns why the connection has ended, if that is what this error is about, and if it is known.
+    fn ended(&self, error: &h2::Error) -> Option<String> {
+        if let Some(timeout) = self.timed_out.get() {
+            return Some(format!(
+                "keepalive timed out: no data received within {timeout:?} of a ping"
+            ));
+        }
+        self.go_away.get().filter(|_| !error.is_reset()).cloned()
     }
 }
