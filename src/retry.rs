@@ -99,8 +99,8 @@ impl RetryPolicy {
     /// Sets the timeout of each attempt.
     ///
     /// An attempt that times out is retried as if its code were retryable, while attempts remain, before
-    /// the deadline of the call, and unless Response-Headers have arrived. The timeout covers the whole
-    /// attempt: waiting for a token, for a connection and for the answer. It is sent to the server as
+    /// the deadline of the call, and unless Response-Headers have arrived. The timeout covers the wait for
+    /// a connection and for the answer, but not the wait for a token. It is sent to the server as
     /// `grpc-timeout`, and the attempt is cancelled when it has passed. If the last attempt times out, the
     /// call ends with `DEADLINE_EXCEEDED`. The server may have processed an attempt that timed out, and
     /// may process the retry as well. `WaitOperation` has no attempt timeout.
@@ -283,7 +283,7 @@ impl Retry {
             };
             let in_time = |delay: &Duration| {
                 let left = |at: Instant| at.saturating_duration_since(Instant::now());
-                first.deadline.is_none_or(|it| *delay < left(it.at()))
+                first.call_deadline.is_none_or(|it| *delay < left(it.at()))
             };
             match delay.filter(in_time) {
                 Some(delay) if may_retry => {
@@ -303,30 +303,62 @@ pub(crate) struct Attempt {
     /// The number of attempts before this one.
     pub(crate) previous: u32,
     pub(crate) begun: Instant,
+    pub(crate) call_deadline: Option<Deadline>,
+    /// That of the call, or that of the attempt if it is earlier.
     pub(crate) deadline: Option<Deadline>,
-    /// Whether the deadline is that of the attempt, which is earlier than that of the call.
-    pub(crate) has_own_deadline: bool,
+    timeout: Option<Duration>,
 }
 
 impl Attempt {
-    /// Returns an attempt of the call. Its deadline is that of the call or its own, whichever is earlier.
-    fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
-        let own = timeout.and_then(|timeout| Deadline::after(timeout, begun));
-        let is_earlier =
-            |own: &Deadline| self.deadline.is_none_or(|of_call| own.at() < of_call.at());
-        let own = own.filter(is_earlier);
+    pub(crate) fn first(begun: Instant, deadline: Option<Deadline>) -> Self {
         Self {
+            previous: 0,
+            begun,
+            call_deadline: deadline,
+            deadline,
+            timeout: None,
+        }
+    }
+
+    /// Returns an attempt of the same call that begins at this instant.
+    fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
+        let mut attempt = Self {
             previous,
             begun,
-            deadline: own.or(self.deadline),
-            has_own_deadline: own.is_some(),
+            timeout,
+            ..*self
+        };
+        attempt.extend(Duration::ZERO);
+        attempt
+    }
+
+    /// Extends the attempt by the time for which it waited for a token. Its call is not extended.
+    pub(crate) fn extend(&mut self, waited: Duration) {
+        self.timeout = self.timeout.map(|timeout| timeout.saturating_add(waited));
+        let own = self.timeout;
+        let own = own.and_then(|timeout| Deadline::after(timeout, self.begun));
+        let of_call = self.call_deadline;
+        let is_earlier = |own: &Deadline| of_call.is_none_or(|of_call| own.at() < of_call.at());
+        self.deadline = own.filter(is_earlier).or(of_call);
+    }
+
+    /// Returns whether the attempt's own deadline is earlier than that of the call.
+    pub(crate) fn has_own_deadline(&self) -> bool {
+        let at = |deadline: Option<Deadline>| deadline.map(|deadline| deadline.at());
+        at(self.deadline) != at(self.call_deadline)
+    }
+
+    pub(crate) fn without_own_deadline(&self) -> Self {
+        Self {
+            deadline: self.call_deadline,
+            ..*self
         }
     }
 
     /// Returns whether the attempt's own deadline ended it, and not that of its call.
     fn has_timed_out(&self, status: &Status) -> bool {
         let has_passed = |deadline: Deadline| deadline.has_passed_for_caller(Instant::now());
-        self.has_own_deadline
+        self.has_own_deadline()
             && status.code() == Code::DeadlineExceeded
             && self.deadline.is_some_and(has_passed)
     }
@@ -354,12 +386,7 @@ mod tests {
 
     /// The first attempt of a call without a deadline.
     fn first() -> Attempt {
-        Attempt {
-            previous: 0,
-            begun: Instant::now(),
-            deadline: None,
-            has_own_deadline: false,
-        }
+        Attempt::first(Instant::now(), None)
     }
 
     fn unavailable() -> Status {
@@ -496,10 +523,7 @@ mod tests {
         assert!((seconds(6.0)..seconds(9.1)).contains(&waited), "{waited:?}");
 
         let begin = Instant::now();
-        let call = Attempt {
-            deadline: Deadline::after(seconds(2.5), begin),
-            ..first()
-        };
+        let call = Attempt::first(begin, Deadline::after(seconds(2.5), begin));
         let status = retry.run(call, fail).await.expect_err("it fails");
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 3);

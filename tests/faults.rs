@@ -663,6 +663,30 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
         .by(Origin::Client)
         .tells("its message is followed by more data"),
         row(
+            "a status in the head, then a reset",
+            Code::FailedPrecondition,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                let head = [(":status", "200"), CONTENT_TYPE, ("grpc-status", "9")];
+                peer.headers(stream, 0, &head).await?;
+                peer.reset(stream, 8).await?;
+                peer.serve().await
+            }),
+        )
+        .by(Origin::Server),
+        row(
+            "an HTTP status, then a reset",
+            Code::Unavailable,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                let head = [(":status", "503"), ("content-type", "text/html")];
+                peer.headers(stream, 0, &head).await?;
+                peer.reset(stream, 0).await?;
+                peer.serve().await
+            }),
+        )
+        .tells("HTTP status 503"),
+        row(
             "a status in the trailers of a response with another HTTP status",
             Code::ResourceExhausted,
             answer(

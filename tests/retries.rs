@@ -13,7 +13,8 @@ use std::{
 };
 
 use longrunning::{
-    Delivery, OperationsClient, PollPolicy, RetryPolicy, StatusExt as _,
+    CallCredentials, Credentials, Delivery, OperationsClient, PollPolicy, RetryPolicy,
+    StatusExt as _, Token,
     proto::{WaitOperationRequest, rpc},
 };
 use prost::Message as _;
@@ -702,4 +703,31 @@ async fn a_connection_that_dies_after_response_headers_is_no_reason_to_retry() {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert_eq!(status.delivery(), Some(Delivery::Answered));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// Credentials whose first fetch fails.
+struct Late(AtomicUsize);
+
+#[tonic::async_trait]
+impl CallCredentials for Late {
+    async fn token(&self) -> Result<Token, Status> {
+        if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(Status::unavailable("restarting"));
+        }
+        Token::bearer("token")
+    }
+}
+
+#[tokio::test]
+async fn the_wait_for_a_token_does_not_count_towards_the_attempt_timeout() {
+    // The second fetch comes about 500 ms after the first.
+    let server = Server::start(Habits::default());
+    let policy = brisk().attempt_timeout(Duration::from_millis(100));
+    let client = OperationsClient::builder(server.url())
+        .retry(policy)
+        .credentials(Credentials::custom(Late(AtomicUsize::new(0))))
+        .connect_lazy()
+        .expect("a client");
+    client.cancel_operation(NAME).await.expect("an answer");
+    assert_eq!(server.seen.calls(), 1);
 }

@@ -43,12 +43,8 @@ impl<S: Stack> OperationsClient<S> {
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
         let begun = Instant::now();
         let call = Call::new(request, routing, self.settings.headers.clone());
-        let first = Attempt {
-            previous: 0,
-            begun,
-            deadline: timeout.and_then(|timeout| Deadline::after(timeout, begun)),
-            has_own_deadline: false,
-        };
+        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, begun));
+        let first = Attempt::first(begun, deadline);
         match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
             Some(retry) => retry.run(first, |it| self.attempt(&call, it)).await,
             None => self.attempt(&call, first).await,
@@ -87,7 +83,11 @@ impl<S: Stack> OperationsClient<S> {
         auth.filter(|_| !call.headers().contains_key(AUTHORIZATION))
     }
 
-    async fn attempt<R: Rpc>(&self, call: &Call<R>, attempt: Attempt) -> Result<R::Answer, Status> {
+    async fn attempt<R: Rpc>(
+        &self,
+        call: &Call<R>,
+        mut attempt: Attempt,
+    ) -> Result<R::Answer, Status> {
         if let Some(deadline) = attempt.deadline {
             runtime("a call with a timeout")?;
             if deadline.has_passed(attempt.begun) {
@@ -98,7 +98,9 @@ impl<S: Stack> OperationsClient<S> {
         let mut waits = WaitTimes::default();
         let result = loop {
             if let Some(auth) = auth {
-                waits.token += token::<R>(auth, &attempt, &waits).await?;
+                let waited = token::<R>(auth, &attempt, &waits).await?;
+                waits.token += waited;
+                attempt.extend(waited);
             }
             let mut stack = self.stack.clone();
             waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits).await?;
@@ -130,7 +132,7 @@ impl<S: Stack> OperationsClient<S> {
         let limit = self.settings.max_decoding_message_size;
         let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
         // Needed only if the attempt may time out before its call.
-        let is_committed = attempt.has_own_deadline.then(Arc::<AtomicBool>::default);
+        let is_committed = attempt.has_own_deadline().then(Arc::<AtomicBool>::default);
         let request = call.request(attempt, auth, limit, is_committed.as_ref())?;
         header::check_size(request.headers(), self.max_header_list_size())?;
         let Some(deadline) = attempt.deadline else {
@@ -218,15 +220,16 @@ async fn token<R: Rpc>(
         None => {}
     }
     let begun = Instant::now();
-    let until = attempt.deadline.map(|deadline| deadline.at());
+    let until = attempt.call_deadline.map(|deadline| deadline.at());
     let until = until.unwrap_or(begun + TOKEN_TIMEOUT);
     match timeout_at(until, auth.ready()).await {
         Ok(outcome) => outcome.map_err(auth::of_call)?,
         Err(_) => {
             let waited = waits.before(Waited::new(Stage::Token, begun.elapsed()));
-            return Err(match (auth.last_failure(), attempt.deadline) {
+            let call = attempt.without_own_deadline();
+            return Err(match (auth.last_failure(), call.deadline) {
                 (Some(failure), _) => no_token(failure, &waited),
-                (None, Some(_)) => late::<R>(attempt, Some(waited), None),
+                (None, Some(_)) => late::<R>(&call, Some(waited), None),
                 (None, None) => local(Code::Unavailable, format!("credentials: {waited}")),
             });
         }
@@ -279,7 +282,7 @@ fn late<R: Rpc>(attempt: &Attempt, waited: Option<Waited>, cause: Option<Status>
         R::METHOD,
         timeout.unwrap_or_default()
     );
-    if attempt.has_own_deadline {
+    if attempt.has_own_deadline() {
         message.push_str(" (attempt timeout)");
     }
     match &waited {

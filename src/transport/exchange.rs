@@ -230,6 +230,16 @@ impl Exchange {
         let Some(call) = self.call.take() else {
             return End::StreamRead;
         };
+        let response = stream.map(|stream| stream.response);
+        if let Some(Receiving::Unary(mut response)) = response
+            && response.has_final_status()
+        {
+            let (head, data, buffered) = response.take();
+            let unavailable = says_unavailable(&head);
+            let body = ResponseBody::whole(data, None, buffered);
+            call.reply(Ok(head.map(|()| body)));
+            return End::Answered { unavailable };
+        }
         End::Failed(Box::new(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
             unwritten: no_head && !error.is_reset() && self.link.io.writes() == self.writes,

@@ -7,7 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
+use tonic::Status;
 
 use super::{body::Chunks, budget::Buffered, link::Link};
 
@@ -76,6 +77,12 @@ impl UnaryResponse {
         if self.unreleased >= STEP && !link.check_budget() {
             self.release();
         }
+    }
+
+    /// Returns whether the head alone has the status of the call, which is not OK.
+    pub(crate) fn has_final_status(&self) -> bool {
+        let status = self.head.headers().get(Status::GRPC_STATUS);
+        status.map_or(self.head.status() != StatusCode::OK, |status| status != "0")
     }
 
     /// Returns whether flow-control window is withheld from the server.
