@@ -141,7 +141,8 @@ impl RetryPolicy {
 
     /// Sets the status codes that are retried.
     ///
-    /// If the list contains `RESOURCE_EXHAUSTED`, it is retried even if the server sent no delay.
+    /// A server's `RESOURCE_EXHAUSTED` with a delay is retried whatever the list. If the list contains
+    /// `RESOURCE_EXHAUSTED`, it is retried even if the server sent no delay.
     ///
     /// Defaults to `UNAVAILABLE` only, as in [AIP-194](https://google.aip.dev/194).
     #[must_use]
@@ -307,6 +308,8 @@ pub(crate) struct Attempt {
     /// That of the call, or that of the attempt if it is earlier.
     pub(crate) deadline: Option<Deadline>,
     timeout: Option<Duration>,
+    /// Whether the attempt was queued before, and its credentials expired.
+    pub(crate) is_resent: bool,
 }
 
 impl Attempt {
@@ -317,6 +320,7 @@ impl Attempt {
             call_deadline: deadline,
             deadline,
             timeout: None,
+            is_resent: false,
         }
     }
 

@@ -30,7 +30,8 @@ pub trait StatusExt: sealed::Sealed {
     ///
     /// It covers all attempts of a [`RetryPolicy`](crate::RetryPolicy): if the last one was not sent, but a
     /// server may have processed an earlier one, this is [`MaybeSent`](Delivery::MaybeSent). It does not
-    /// cover attempts of a layer of a custom stack that retries calls by itself.
+    /// cover the attempts of a layer over the [default stack](crate::Transport) that retries calls by
+    /// itself.
     ///
     /// ```
     /// # use longrunning::{OperationsClient, RetryPolicy};
@@ -127,8 +128,8 @@ pub enum Delivery {
     /// The call was sent, at least in part, and ended without a complete response: the server may have
     /// processed it.
     ///
-    /// The status of a layer of a custom stack counts as this, because a layer may fail a call before or
-    /// after it was sent.
+    /// The status or error of a custom stack counts as this, because a layer may fail a call before or
+    /// after it was sent, and may have retried it.
     MaybeSent,
     /// A response arrived, at least in part, and the call did not end because of its deadline.
     ///

@@ -56,7 +56,7 @@ use self::{
 };
 use crate::{
     deadline::{Deadline, GRPC_TIMEOUT, Stage, Waited, timeout_in},
-    status::{Delivery, Origin, local, mark},
+    status::{Delivery, Origin, local, mark, with_delivery},
     task::runtime,
 };
 
@@ -274,10 +274,10 @@ impl Future for ResponseFuture {
         }
         Poll::Ready(Err(match mem::replace(state, CallState::Done) {
             CallState::Failed(status) => status,
-            _ => local(
-                Code::Internal,
-                "the future of a call was polled after completion",
-            ),
+            _ => {
+                let message = "the future of a call was polled after completion";
+                with_delivery(local(Code::Internal, message), Delivery::MaybeSent)
+            }
         }))
     }
 }
@@ -380,7 +380,7 @@ fn with_user_agent(mut headers: HeaderMap, user_agent: HeaderValue) -> HeaderMap
         HeaderName::from_static("grpc-encoding"),
         HeaderName::from_static("grpc-accept-encoding"),
     ];
-    let mut ordered = HeaderMap::with_capacity(headers.len() + 1);
+    let mut ordered = HeaderMap::with_capacity(headers.keys_len());
     for name in PROTOCOL {
         if let Some(value) = headers.remove(&name) {
             ordered.insert(name, value);
@@ -439,34 +439,36 @@ impl WaitingCall {
     /// - `UNAVAILABLE`: the call has no deadline, and was queued for too long.
     fn check(&mut self, now: Instant) -> Result<Instant, Status> {
         let pool = &self.shared.pool;
-        let queued = pool.check_queued(self.number);
+        let since = |instant| now.saturating_duration_since(instant);
         if let Some(deadline) = self.deadline.filter(|deadline| deadline.has_passed(now)) {
-            let since = |instant| now.saturating_duration_since(instant);
             let in_queue = self
                 .last_queued_at
                 .saturating_duration_since(self.queued_at);
-            return Err(deadline.exceeded(match queued {
-                Some((_, stage)) => Waited::new(stage, since(self.queued_at)),
+            // Once it is removed, it is certain that no connection sends it.
+            return Err(deadline.exceeded(match pool.remove_call(self.number) {
+                Some(stage) => Waited::new(stage, since(self.queued_at)),
                 None => Waited::new(Stage::Answer, since(self.last_queued_at))
                     .after(Stage::Stream, in_queue),
             }));
         }
-        if let Some((queued_at, _)) = queued {
-            self.last_queued_at = now;
-            pool.open_if_needed();
-            if self.deadline.is_none() && now >= queued_at + QUEUE_TIMEOUT {
-                return Err(local(
-                    Code::Unavailable,
-                    format!("no connection had a free stream within {QUEUE_TIMEOUT:?}"),
-                ));
-            }
-        }
         let expiry = self.deadline.map(|deadline| deadline.at());
-        Ok(match queued {
-            Some(_) => (now + CHECK_INTERVAL).min(expiry.unwrap_or(now + CHECK_INTERVAL)),
+        let Some(queued_at) = pool.check_queued(self.number) else {
             // It may be put back, and then nothing else would end it.
-            None => expiry.unwrap_or(now + QUEUE_TIMEOUT),
-        })
+            return Ok(expiry.unwrap_or(now + QUEUE_TIMEOUT));
+        };
+        self.last_queued_at = now;
+        pool.open_if_needed();
+        if expiry.is_none()
+            && now >= queued_at + QUEUE_TIMEOUT
+            && pool.remove_call(self.number).is_some()
+        {
+            return Err(local(
+                Code::Unavailable,
+                format!("no connection had a free stream within {QUEUE_TIMEOUT:?}"),
+            ));
+        }
+        let next = now + CHECK_INTERVAL;
+        Ok(expiry.map_or(next, |expiry| next.min(expiry)))
     }
 }
 

@@ -675,6 +675,28 @@ async fn an_answer_that_is_none_has_the_code_that_grpc_gives_it() {
         )
         .by(Origin::Server),
         row(
+            "a status in the head, and no end",
+            Code::FailedPrecondition,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                let head = [(":status", "200"), CONTENT_TYPE, ("grpc-status", "9")];
+                peer.headers(stream, 0, &head).await?;
+                peer.serve().await
+            }),
+        )
+        .by(Origin::Server),
+        row(
+            "an HTTP status of a proxy, and no end",
+            Code::Unavailable,
+            first(|mut peer| async move {
+                let stream = peer.call().await?;
+                let head = [(":status", "503"), ("content-type", "text/html")];
+                peer.headers(stream, 0, &head).await?;
+                peer.serve().await
+            }),
+        )
+        .tells("HTTP status 503"),
+        row(
             "an HTTP status, then a reset",
             Code::Unavailable,
             first(|mut peer| async move {

@@ -15,7 +15,7 @@ use std::{
 use longrunning::{
     CallCredentials, Credentials, Delivery, OperationsClient, PollPolicy, RetryPolicy,
     StatusExt as _, Token,
-    proto::{WaitOperationRequest, rpc},
+    proto::{CancelOperationRequest, WaitOperationRequest, rpc},
 };
 use prost::Message as _;
 use prost_types::Any;
@@ -24,12 +24,12 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tonic::{Code, Status, service::interceptor::InterceptedService};
+use tonic::{Code, IntoRequest as _, Status, service::interceptor::InterceptedService};
 
 use self::support::{
     proxy::Proxy,
     server::{Habits, Server},
-    wire::{CONTENT_TYPE, END_STREAM, Listener, Peer},
+    wire::{CONTENT_TYPE, DATA, END_STREAM, Listener, Peer},
 };
 
 const NAME: &str = "operations/1";
@@ -730,4 +730,36 @@ async fn the_wait_for_a_token_does_not_count_towards_the_attempt_timeout() {
         .expect("a client");
     client.cancel_operation(NAME).await.expect("an answer");
     assert_eq!(server.seen.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_call_whose_headers_fit_is_retried_with_one_header_more() {
+    // The largest metadata that fits: found by trial, from the largest size down.
+    let mut size = 8_192;
+    let calls = loop {
+        let server = Failing::start([14], &[]);
+        let mut request: tonic::Request<CancelOperationRequest> = NAME.into_request();
+        let long = "a".repeat(size).parse().expect("ASCII");
+        request.metadata_mut().insert("x", long);
+        match client(&server, brisk()).cancel_operation(request).await {
+            Ok(()) => break server.calls(),
+            Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status:?}"),
+        }
+        assert_eq!(server.calls(), 0, "nothing is sent");
+        size -= 8;
+    };
+    assert_eq!(calls, 2);
+}
+
+#[tokio::test]
+async fn an_empty_response_without_trailers_is_not_trailers_only() {
+    let (listener, calls) = scripted(|mut peer, stream, _| async move {
+        peer.head(stream).await?;
+        peer.frame(DATA, END_STREAM, stream, &[]).await?;
+        Ok(peer)
+    });
+    let policy = brisk().codes([Code::Unavailable, Code::Unknown]);
+    let status = client_of(&listener, policy).cancel_operation(NAME).await;
+    assert_eq!(status.expect_err("no status").code(), Code::Unknown);
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }

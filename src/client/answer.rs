@@ -18,7 +18,9 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
 use super::message::Message;
-use crate::status::{Delivery, Origin, classify, mark, retry, with_delivery, with_retry};
+use crate::status::{
+    Delivery, Origin, StatusExt as _, classify, mark, retry, with_delivery, with_retry,
+};
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -39,18 +41,23 @@ pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Resul
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let head = Head::of(&mut response)?;
-    let body = response.into_body();
-    let is_committed = head.not_grpc.is_none() && !body.is_end_stream();
-    let result = receive(head, body, limit).await;
-    result.map_err(|status| {
-        let status = with_delivery(status, Delivery::Answered);
-        if is_committed && retry(&status).is_none() {
-            with_retry(status, false)
-        } else {
-            status
-        }
-    })
+    let is_trailers_only = response.body().is_end_stream();
+    let head = Head::of(&mut response).map_err(|status| {
+        let is_committed = !is_trailers_only && status.origin() == Some(Origin::Server);
+        committed(status, is_committed)
+    })?;
+    let is_committed = !is_trailers_only && head.not_grpc.is_none();
+    let result = receive(head, response.into_body(), limit).await;
+    result.map_err(|status| committed(with_delivery(status, Delivery::Answered), is_committed))
+}
+
+/// Marks the status of a call as one that is not retried, if Response-Headers have arrived.
+fn committed(status: Status, is_committed: bool) -> Status {
+    if is_committed && retry(&status).is_none() {
+        with_retry(status, false)
+    } else {
+        status
+    }
 }
 
 /// The head of a response.

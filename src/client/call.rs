@@ -105,7 +105,11 @@ impl<S: Stack> OperationsClient<S> {
             let mut stack = self.stack.clone();
             waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits).await?;
             match self.send(call, stack, &attempt, auth, &waits).await {
-                Err(status) if status::cause::<Unsent>(&status).is_some() => {}
+                Err(status) if status::cause::<Unsent>(&status).is_some() => {
+                    // The server may have refused it before its credentials expired in the queue.
+                    let unsent = status::cause(&status);
+                    attempt.is_resent |= matches!(unsent, Some(Unsent::CredentialsExpired));
+                }
                 result => break result,
             }
         };
@@ -134,7 +138,11 @@ impl<S: Stack> OperationsClient<S> {
         // Needed only if the attempt may time out before its call.
         let is_committed = attempt.has_own_deadline().then(Arc::<AtomicBool>::default);
         let request = call.request(attempt, auth, limit, is_committed.as_ref())?;
-        header::check_size(request.headers(), self.max_header_list_size())?;
+        header::check_size(
+            request.headers(),
+            attempt.previous > 0,
+            self.max_header_list_size(),
+        )?;
         let Some(deadline) = attempt.deadline else {
             return call.exchange(stack, request, limit, None).await;
         };

@@ -153,15 +153,18 @@ fn too_long(name: &str, limit: usize) -> Status {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: they are larger than the limit. The message names the largest.
-pub(crate) fn check_size(headers: &HeaderMap, limit: usize) -> Result<(), Status> {
+pub(crate) fn check_size(headers: &HeaderMap, is_retry: bool, limit: usize) -> Result<(), Status> {
     /// What HTTP/2 counts for each header beside its name and value, see
     /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
     const OVERHEAD: usize = 32;
     /// An estimate for the pseudo-headers, with an authority of about 90 bytes.
     const PSEUDO_HEADERS: usize = 300;
+    /// The largest size of the header that only retries have: a call that fits is not rejected later.
+    const PREVIOUS_ATTEMPTS: usize = 68;
     let size =
         |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + OVERHEAD;
-    let bytes: usize = PSEUDO_HEADERS + headers.iter().map(size).sum::<usize>();
+    let retry = if is_retry { 0 } else { PREVIOUS_ATTEMPTS };
+    let bytes: usize = PSEUDO_HEADERS + retry + headers.iter().map(size).sum::<usize>();
     if bytes <= limit {
         return Ok(());
     }

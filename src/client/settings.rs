@@ -120,8 +120,8 @@ impl<S> OperationsClient<S> {
 
     /// Sets the maximum total size of the headers of a request.
     ///
-    /// The size includes metadata, credentials, the routing header, the headers of gRPC itself, and 300
-    /// bytes for the pseudo-headers. Each header counts 32 bytes more than its name and value, as in
+    /// The size includes metadata, credentials, the routing header, the headers of gRPC itself, and 368
+    /// bytes for the pseudo-headers and the header of retries. Each header counts 32 bytes more than its name and value, as in
     /// [HTTP/2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2).
     ///
     /// A request with larger headers ends with `INVALID_ARGUMENT`, whose message names the largest

@@ -121,7 +121,7 @@ impl<R: Rpc> Call<R> {
             limit,
             credentials_expire,
             deadline,
-            is_retry: attempt.previous > 0,
+            is_retry: attempt.previous > 0 || attempt.is_resent,
             is_committed: is_committed.cloned(),
         };
         Ok(self.framed(headers, unary))

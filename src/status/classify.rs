@@ -31,18 +31,21 @@ pub(crate) fn classify(error: Box<dyn Error + Send + Sync>) -> Status {
     });
     match found.unwrap_or(transport(Code::Unknown)) {
         Found::Status(status) => of_layer(status.clone()),
-        Found::Code(code, origin, delivery) => caused(code, text(&*error), origin, delivery, error),
+        // A layer of the stack may have sent the call before, and retried it by itself.
+        Found::Code(code, origin) => {
+            caused(code, text(&*error), origin, Delivery::MaybeSent, error)
+        }
     }
 }
 
 enum Found<'a> {
     /// A layer of the stack raised a status.
     Status(&'a Status),
-    Code(Code, Origin, Delivery),
+    Code(Code, Origin),
 }
 
 fn transport(code: Code) -> Found<'static> {
-    Found::Code(code, Origin::Transport, Delivery::MaybeSent)
+    Found::Code(code, Origin::Transport)
 }
 
 /// Returns the status of a layer, which may have been raised before or after the call was sent.
@@ -63,32 +66,16 @@ fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<Found<'a>> {
             || error.is::<tower::timeout::error::Elapsed>()
             || error.is::<tokio::time::error::Elapsed>()
         {
-            return Some(Found::Code(
-                Code::DeadlineExceeded,
-                Origin::Client,
-                Delivery::MaybeSent,
-            ));
+            return Some(Found::Code(Code::DeadlineExceeded, Origin::Client));
         }
         if error.is::<tower::load_shed::error::Overloaded>() {
-            return Some(Found::Code(
-                Code::ResourceExhausted,
-                Origin::Client,
-                Delivery::NotSent,
-            ));
+            return Some(Found::Code(Code::ResourceExhausted, Origin::Client));
         }
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            let delivery = if is_unprocessed(error) {
-                Delivery::NotSent
-            } else {
-                Delivery::MaybeSent
-            };
-            return Some(Found::Code(of_http2(error), Origin::Transport, delivery));
+            return Some(Found::Code(of_http2(error), Origin::Transport));
         }
-        if error.is::<ConnectError>() {
-            let delivery = Delivery::NotSent;
-            return Some(Found::Code(Code::Unavailable, Origin::Transport, delivery));
-        }
-        let broken = error.is::<tower::buffer::error::Closed>()
+        let broken = error.is::<ConnectError>()
+            || error.is::<tower::buffer::error::Closed>()
             || error.downcast_ref::<hyper::Error>().is_some_and(broken);
         broken.then_some(transport(Code::Unavailable))
     })

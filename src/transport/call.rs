@@ -94,14 +94,14 @@ impl PendingCall {
         (now >= expire).then(|| Unsent::CredentialsExpired.status(message))
     }
 
-    /// Sets `grpc-timeout` to the remaining time, unless less than 1/256 of it has passed: the client
-    /// rounds the timeout up by about as much.
+    /// Sets `grpc-timeout` to the remaining time, unless less than 1/64 of it has passed: the client rounds
+    /// the timeout up by as much as 1 %.
     pub(crate) fn update_timeout(&mut self, now: Instant) {
         let Some(deadline) = self.deadline else {
             return;
         };
         let remaining = deadline.at().saturating_duration_since(now);
-        if deadline.timeout().saturating_sub(remaining) > deadline.timeout() / 256 {
+        if deadline.timeout().saturating_sub(remaining) > deadline.timeout() / 64 {
             deadline::set(self.head.headers_mut(), remaining);
         }
     }

@@ -13,7 +13,6 @@ use h2::{
 };
 use http::Response;
 use tokio::{sync::oneshot, task::unconstrained, time::Instant};
-use tonic::{Code, Status};
 
 use super::{
     abandoned::{Discarding, Unfinished},
@@ -234,10 +233,8 @@ impl Exchange {
         if let Some(Receiving::Unary(mut response)) = response
             && response.has_final_status()
         {
-            let (head, data, buffered) = response.take();
-            let unavailable = says_unavailable(&head);
-            let body = ResponseBody::whole(data, None, buffered);
-            call.reply(Ok(head.map(|()| body)));
+            let unavailable = response.is_unavailable();
+            call.reply(Ok(response.take(None)));
             return End::Answered { unavailable };
         }
         End::Failed(Box::new(FailedCall {
@@ -314,21 +311,15 @@ impl Exchange {
         let (Some(call), Some(Receiving::Unary(response))) = (self.call.take(), stream) else {
             return self.cancel(Instant::now());
         };
-        let (head, data, buffered) = response.take();
-        // A response with a message is not that of an unavailable server.
-        let unavailable = data.is_empty() && says_unavailable(&head);
-        let reply = |trailers| {
-            let body = ResponseBody::whole(data, trailers, buffered);
-            call.reply(Ok(head.map(|()| body)));
-        };
+        let unavailable = response.is_unavailable();
         match received {
             Received::Complete(trailers) => {
-                reply(trailers);
+                call.reply(Ok(response.take(trailers)));
                 self.free_stream();
                 End::Answered { unavailable }
             }
-            Received::Invalid => {
-                reply(None);
+            Received::Failed => {
+                call.reply(Ok(response.take(None)));
                 self.cancel(Instant::now())
             }
         }
@@ -382,14 +373,5 @@ impl Stream {
             request: self.request,
             response,
         })
-    }
-}
-
-/// Whether the server, or a proxy before it, is unavailable. It responds so immediately that the
-/// connection would attract all calls.
-fn says_unavailable(head: &Response<()>) -> bool {
-    match head.headers().get(Status::GRPC_STATUS) {
-        Some(code) => Code::from_bytes(code.as_bytes()) == Code::Unavailable,
-        None => matches!(head.status().as_u16(), 429 | 502 | 503 | 504),
     }
 }

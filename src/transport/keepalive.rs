@@ -110,13 +110,18 @@ impl Keepalive {
     /// Pings the peer, because a call was not answered in time. Returns whether a probe has to be sent
     /// instead, because another PING may be one too many.
     pub(crate) fn suspect(&mut self, now: Instant) -> bool {
-        if self.is_suspect() {
-            return false;
-        }
-        self.unacknowledged = Some(Sent {
+        let suspected = Sent {
             at: now,
             timeout: SUSPECT_TIMEOUT,
-        });
+        };
+        if let Some(sent) = &mut self.unacknowledged {
+            // A keepalive ping was sent, with a timeout that may be longer.
+            if sent.ends().is_none_or(|end| suspected.ends() < Some(end)) {
+                *sent = suspected;
+            }
+            return false;
+        }
+        self.unacknowledged = Some(suspected);
         let last = self.last_ping;
         let is_early = last.is_some_and(|last| now < last + PING_INTERVAL);
         if !is_early {

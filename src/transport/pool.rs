@@ -221,8 +221,9 @@ impl Pool {
         })
     }
 
-    /// Removes a call whose caller was dropped. A connection may have taken it already.
-    pub(crate) fn remove_call(&self, number: u64) {
+    /// Removes a call whose caller does not wait any more. Returns what it waited for; `None` if a
+    /// connection has taken it already.
+    pub(crate) fn remove_call(&self, number: u64) -> Option<Stage> {
         let now = Instant::now();
         let mut state = self.lock();
         let removed = state.queue.remove(number);
@@ -237,14 +238,15 @@ impl Pool {
             deferred.connection = state.connections.suspect_oldest(call.queued_at, now);
         }
         deferred.callers = state.callers_to_wake();
+        let stage = state.stage();
         drop(state);
         deferred.run(now);
-        drop(removed);
+        removed.map(|_| stage)
     }
 
-    /// If the call is still queued, returns since when, and what it waits for. Its connection may be on a
-    /// stalled runtime: then the call is assigned to another.
-    pub(crate) fn check_queued(&self, number: u64) -> Option<(Instant, Stage)> {
+    /// Returns since when a call has been queued, if it still is. Its connection may be on a stalled
+    /// runtime: then the call is assigned to another.
+    pub(crate) fn check_queued(&self, number: u64) -> Option<Instant> {
         let now = Instant::now();
         let limit = self
             .connector
@@ -252,14 +254,13 @@ impl Pool {
             .saturating_add(Duration::from_secs(1));
         let mut state = self.lock();
         let queued_at = state.queue.queued_at(number)?;
-        let stage = state.stage();
         let stalled = state.connections.mark_stalled(now);
         if state.attempts.give_up(limit, now) || stalled {
             state.attempts.forget_runtime();
         }
         drop(state);
         self.assign_all(None);
-        Some((queued_at, stage))
+        Some(queued_at)
     }
 
     /// Assigns the queued calls that are not assigned yet.

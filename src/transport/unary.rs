@@ -2,20 +2,26 @@
 
 use std::{
     mem,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, Response, StatusCode};
-use tonic::Status;
+use http::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE};
+use tonic::{Code, Status};
 
-use super::{body::Chunks, budget::Buffered, link::Link};
+use super::{
+    body::{Chunks, ResponseBody},
+    budget::Buffered,
+    link::Link,
+};
 
 /// A response that the connection's task receives completely.
 pub(crate) struct UnaryResponse {
     head: Response<()>,
     body: RecvStream,
+    /// Whether the head has ended the stream.
+    is_trailers_only: bool,
     /// The largest message that the caller accepts, in bytes.
     limit: usize,
     data: Chunks,
@@ -28,15 +34,16 @@ pub(crate) struct UnaryResponse {
 /// How far a unary response was received.
 pub(crate) enum Received {
     Complete(Option<HeaderMap>),
-    /// The message is larger than the caller accepts, or is followed by more data. The caller finds the
-    /// error in the data received so far.
-    Invalid,
+    /// The caller finds an error in what was received so far: a status in the head, or a message that is
+    /// larger than it accepts, or is followed by more data.
+    Failed,
 }
 
 impl UnaryResponse {
     pub(crate) fn new(head: Response<()>, body: RecvStream, limit: usize) -> Self {
         Self {
             head,
+            is_trailers_only: body.is_end_stream(),
             body,
             limit,
             data: Chunks::default(),
@@ -54,17 +61,36 @@ impl UnaryResponse {
         reads: &mut isize,
     ) -> Poll<Result<Received, h2::Error>> {
         while !self.data_ended {
-            let Some(data) = ready!(self.body.poll_data(cx)) else {
-                self.data_ended = true;
-                break;
+            let data = match self.body.poll_data(cx) {
+                Poll::Ready(Some(data)) => data,
+                Poll::Ready(None) => {
+                    self.data_ended = true;
+                    break;
+                }
+                Poll::Pending if self.has_failed() => return Poll::Ready(Ok(Received::Failed)),
+                Poll::Pending => return Poll::Pending,
             };
             *reads = link.unprobed_reads();
             self.push(data?, link);
             if self.is_invalid() {
-                return Poll::Ready(Ok(Received::Invalid));
+                return Poll::Ready(Ok(Received::Failed));
             }
         }
         self.body.poll_trailers(cx).map_ok(Received::Complete)
+    }
+
+    /// Returns whether the head has an error that no trailers replace, so that they are not awaited.
+    fn has_failed(&self) -> bool {
+        let headers = self.head.headers();
+        if self.head.status() != StatusCode::OK
+            && let Some(content_type) = headers.get(CONTENT_TYPE)
+            && !content_type.as_bytes().starts_with(b"application/grpc")
+        {
+            return true;
+        }
+        headers
+            .get(Status::GRPC_STATUS)
+            .is_some_and(|status| status != "0")
     }
 
     fn push(&mut self, data: Bytes, link: &Link) {
@@ -79,7 +105,7 @@ impl UnaryResponse {
         }
     }
 
-    /// Returns whether the head alone has the status of the call, which is not OK.
+    /// Returns whether the head has a status of the call that is not OK, if only an HTTP status.
     pub(crate) fn has_final_status(&self) -> bool {
         let status = self.head.headers().get(Status::GRPC_STATUS);
         status.map_or(self.head.status() != StatusCode::OK, |status| status != "0")
@@ -97,10 +123,21 @@ impl UnaryResponse {
         let _ = self.body.flow_control().release_capacity(bytes);
     }
 
-    /// Takes what was received: the head, the data, and their share of the budget.
-    pub(crate) fn take(&mut self) -> (Response<()>, Bytes, Option<Buffered>) {
+    /// Takes what was received.
+    ///
+    /// Unless the head has ended the stream, there are trailers, if only empty ones: so that the caller
+    /// sees that the response is not Trailers-Only.
+    pub(crate) fn take(&mut self, trailers: Option<HeaderMap>) -> Response<ResponseBody> {
         let data = mem::take(&mut self.data).join();
-        (mem::take(&mut self.head), data, self.buffered.take())
+        let trailers = trailers.or_else(|| (!self.is_trailers_only).then(HeaderMap::new));
+        let body = ResponseBody::whole(data, trailers, self.buffered.take());
+        mem::take(&mut self.head).map(|()| body)
+    }
+
+    /// Returns whether the response so far is that of an unavailable server.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        // A response with a message is not.
+        self.data.bytes().is_empty() && says_unavailable(&self.head)
     }
 
     /// Returns the body, to discard the rest of it.
@@ -117,6 +154,15 @@ impl UnaryResponse {
         };
         let length = u32::from_be_bytes(*length) as usize;
         length > self.limit || data.len() - PREFIX > length
+    }
+}
+
+/// Whether the server, or a proxy before it, is unavailable. It responds so immediately that the
+/// connection would attract all calls.
+fn says_unavailable(head: &Response<()>) -> bool {
+    match head.headers().get(Status::GRPC_STATUS) {
+        Some(code) => Code::from_bytes(code.as_bytes()) == Code::Unavailable,
+        None => matches!(head.status().as_u16(), 429 | 502 | 503 | 504),
     }
 }
 
