@@ -1,5 +1,6 @@
 //! Retries of failed calls.
 
+mod attempt;
 mod server_delay;
 mod throttle;
 
@@ -8,13 +9,13 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
+pub(crate) use self::attempt::Attempt;
 use self::{
     server_delay::ServerDelay,
     throttle::{Limits, Throttle},
 };
 use crate::{
     backoff::Backoff,
-    deadline::Deadline,
     status::{Delivery, Origin, StatusExt as _, retry, with_delivery},
     trace,
 };
@@ -298,76 +299,6 @@ impl Retry {
     }
 }
 
-/// One attempt of a call.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
-    /// The number of attempts before this one.
-    pub(crate) previous: u32,
-    pub(crate) begun: Instant,
-    pub(crate) call_deadline: Option<Deadline>,
-    /// That of the call, or that of the attempt if it is earlier.
-    pub(crate) deadline: Option<Deadline>,
-    timeout: Option<Duration>,
-    /// Whether the attempt was queued before, and its credentials expired.
-    pub(crate) is_resent: bool,
-}
-
-impl Attempt {
-    pub(crate) fn first(begun: Instant, deadline: Option<Deadline>) -> Self {
-        Self {
-            previous: 0,
-            begun,
-            call_deadline: deadline,
-            deadline,
-            timeout: None,
-            is_resent: false,
-        }
-    }
-
-    /// Returns an attempt of the same call that begins at this instant.
-    fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
-        let mut attempt = Self {
-            previous,
-            begun,
-            timeout,
-            ..*self
-        };
-        attempt.extend(Duration::ZERO);
-        attempt
-    }
-
-    /// Extends the attempt by the time for which it waited for a token. Its call is not extended.
-    pub(crate) fn extend(&mut self, waited: Duration) {
-        self.timeout = self.timeout.map(|timeout| timeout.saturating_add(waited));
-        let own = self.timeout;
-        let own = own.and_then(|timeout| Deadline::after(timeout, self.begun));
-        let of_call = self.call_deadline;
-        let is_earlier = |own: &Deadline| of_call.is_none_or(|of_call| own.at() < of_call.at());
-        self.deadline = own.filter(is_earlier).or(of_call);
-    }
-
-    /// Returns whether the attempt's own deadline is earlier than that of the call.
-    pub(crate) fn has_own_deadline(&self) -> bool {
-        let at = |deadline: Option<Deadline>| deadline.map(|deadline| deadline.at());
-        at(self.deadline) != at(self.call_deadline)
-    }
-
-    pub(crate) fn without_own_deadline(&self) -> Self {
-        Self {
-            deadline: self.call_deadline,
-            ..*self
-        }
-    }
-
-    /// Returns whether the attempt's own deadline ended it, and not that of its call.
-    fn has_timed_out(&self, status: &Status) -> bool {
-        let has_passed = |deadline: Deadline| deadline.has_passed_for_caller(Instant::now());
-        self.has_own_deadline()
-            && status.code() == Code::DeadlineExceeded
-            && self.deadline.is_some_and(has_passed)
-    }
-}
-
 /// Extends the delivery of a status to the earlier attempts, and updates `earlier` for the next one. A
 /// response to an earlier attempt counts only as `MaybeSent`.
 fn covering(status: Status, earlier: &mut Delivery) -> Status {
@@ -382,7 +313,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::status::{local, mark};
+    use crate::{
+        deadline::Deadline,
+        status::{local, mark},
+    };
 
     fn of_server(code: Code) -> Status {
         mark(Status::new(code, ""), Origin::Server, Delivery::Answered)

@@ -131,7 +131,8 @@ pub enum Delivery {
     /// The status or error of a custom stack counts as this, because a layer may fail a call before or
     /// after it was sent, and may have retried it.
     MaybeSent,
-    /// A response arrived, at least in part, and the call did not end because of its deadline.
+    /// A response arrived, at least in part. A call whose deadline passes before the response is complete
+    /// may count as [`MaybeSent`](Self::MaybeSent).
     ///
     /// It is the response to the last attempt. An earlier attempt may have been processed although no
     /// response to it arrived: then an error does not mean that nothing was done.

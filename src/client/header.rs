@@ -41,7 +41,7 @@ pub(crate) fn api_client() -> HeaderValue {
 #[derive(Clone, Debug)]
 pub(crate) struct Template(Arc<Templates>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Templates {
     timed: HeaderMap,
     untimed: HeaderMap,
