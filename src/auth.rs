@@ -1,121 +1,151 @@
-//! Which credentials to use, and how to bring one's own.
+//! Credentials, from their source to the headers of a call.
+//!
+//! 1. [`Credentials`] describe a source. API keys and bearer tokens never change, and skip to step 4.
+//! 2. A source implements [`CallCredentials`] (`token`): it is Google's (`google`), or a custom one.
+//! 3. One task for each source (`renewal`) fetches a [`Token`] before the current one expires, and
+//!    publishes it (`renewal::published`).
+//! 4. [`AuthInterceptor`] (`interceptor`) adds the headers of the published token to each call. A
+//!    quota project of the call takes precedence over that of the [`Credentials`], and that over
+//!    the source's.
+//!
+//! If a server answers `UNAUTHENTICATED`, the client reports the token that the call was sent with, and
+//! the task fetches a new one.
 
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-mod adc;
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-mod apart;
 mod failure;
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
+#[cfg(feature = "_google")]
 mod google;
-#[cfg(feature = "google-authz")]
-mod google_authz;
-#[cfg(feature = "google-cloud-auth")]
-mod google_cloud_auth;
 mod interceptor;
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-mod key_file;
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-mod metadata_server;
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-mod oauth;
 mod renewal;
-#[cfg(feature = "google-authz")]
-mod signing_key;
 mod token;
 
-use std::{env, fmt, path::PathBuf, sync::Arc};
+use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use tonic::Status;
 
-pub(crate) use self::failure::of_call;
-use self::failure::{is_text, refused};
+use self::failure::{may_be_secret, refused};
+pub(crate) use self::{failure::of_call, interceptor::SentToken};
 pub use self::{
-    interceptor::AuthInterceptor,
+    interceptor::{AuthInterceptor, TokenStatus},
     token::{CallCredentials, Token},
 };
 
-/// What a client shows a service to be let in.
+/// The credentials of a client.
 ///
-/// This is a description: nothing is read and nothing is asked before a client or an
-/// [`AuthInterceptor`] is made of it. From then on one task keeps one token current for all
-/// clones; it ends with the last of them.
+/// `Credentials` are only a description: nothing is read or fetched before a client or an
+/// [`AuthInterceptor`] is created from them. Each of these has its own token, which one task renews for
+/// all its clones. The task ends when the last clone is dropped.
 ///
-/// # Which one
+/// # Which ones to use
 ///
 /// | where the program runs | use |
 /// |---|---|
 /// | on Google Cloud, on a developer's machine, or both | [`application_default`](Self::application_default) |
 /// | elsewhere, with a key file | [`file`](Self::file), or [`json`](Self::json) from a secret store |
-/// | on Google Cloud, as one of several accounts | [`metadata_server`](Self::metadata_server) |
-/// | on AWS, Azure, Kubernetes or CI without keys (workload identity federation), or impersonating | `application_default` or `file`, with the feature `google-cloud-auth` |
+/// | on Google Cloud, with a particular service account | [`metadata_server`](Self::metadata_server) |
+/// | on AWS, Azure, Kubernetes or CI without keys (workload identity federation), or with impersonation | `application_default` or `file`, with the feature `google-cloud-auth` |
 /// | with a token that something else renews | [`custom`](Self::custom) |
-/// | in a script, for minutes | [`bearer_token`](Self::bearer_token) |
-/// | before a service that takes API keys | [`api_key`](Self::api_key) |
-/// | before an emulator | [`none`](Self::none) |
+/// | in a short-lived script | [`bearer_token`](Self::bearer_token) |
+/// | with a service that takes API keys | [`api_key`](Self::api_key) |
+/// | with an emulator | [`none`](Self::none) |
 ///
-/// # What is renewed when
+/// # When tokens are renewed
 ///
-/// A good token is always at hand: callers go on with the old one while its successor is fetched.
+/// Calls use the current token while its successor is fetched, so they do not wait.
 ///
-/// | source | renewed | fetch |
+/// | source | renewed | a fetch is |
 /// |---|---|---|
-/// | service account key, user's file | about every 18 minutes; Google's tokens live an hour | file read, key checked, one request |
-/// | metadata server | about every 2.7 minutes; it hands out the same token until 5 minutes before its end | a few requests, that stay on the machine |
-/// | feature `google-cloud-auth` | by that crate, 4 minutes before the end; made anew after 24 to 30 minutes | as it needs |
-/// | custom, end known | when about three quarters of its time are over | yours |
-/// | custom, end not known | about every 4.5 minutes | yours |
+/// | metadata server | after 70 to 80 % of the remaining lifetime | one request |
+/// | service account key, user credentials | after 16 to 20 minutes; the token counts as expired after an hour | a file read, one request |
+/// | service account key with [`with_self_signed_jwt`](Self::with_self_signed_jwt) | after 42 to 48 of 60 minutes | a file read |
+/// | feature `google-cloud-auth` | after 16 to 20 minutes; the token counts as expired after an hour | a file read, as many requests as it needs |
+/// | custom, with an expiry | after 70 to 80 % of the remaining lifetime | up to the source |
+/// | custom, without an expiry | after 4 to 5 minutes | up to the source |
 /// | bearer token, API key | never | none |
 ///
-/// Each fetch reads the file anew, so a rotated or mended one is noticed. A fetch may take 8 s.
-/// After a failure the next comes after 0.5 s, doubling to 30 s, a fifth more or less, for as long
-/// as there is a client: nothing needs a restart.
+/// google-authz and google-cloud-auth do not report the expiry of a token, so their tokens are
+/// renewed on a fixed schedule. A token that expires earlier is renewed when a server rejects it.
+///
+/// Expiry is checked on both the monotonic and the system clock, so that no expired token is sent after
+/// the machine has slept.
+///
+/// A fetch times out after 8 s, or after 8 s plus the timeout of the executable for workload
+/// identity federation (30 s unless the file sets another, at most 134 s). Failed fetches are
+/// retried for as long as the client exists; no failure requires a restart. The delay is random.
+/// Its maximum is 0.5 s at first and doubles up to 30 s. While the current token is valid, it is 10
+/// s at first and doubles up to 5 minutes, but is at most a quarter of the token's remaining
+/// lifetime. A `Retry-After` of the endpoint (at most one hour) is waited for first.
 ///
 /// If a server answers `UNAUTHENTICATED`, the token is renewed after a random delay of up to 10
-/// seconds. While new tokens are refused as well, this limit doubles, up to 5 minutes; after 10
-/// minutes without a refusal it is 10 seconds again. The random delay keeps many clients from asking
-/// the token endpoint at the same time.
+/// seconds. While new tokens are rejected as well, this maximum doubles, up to 5 minutes; after 10
+/// minutes without a rejection it is 10 seconds again. The random delays prevent many clients from
+/// fetching at the same time.
 ///
-/// # What failures look like
+/// [`AuthInterceptor::status`] returns the expiry, the last failure and the time of the next fetch.
+/// Failed fetches emit an event of level WARN (feature `tracing`).
 ///
-/// `UNAVAILABLE` may pass by itself: no connection, no answer, a 5xx, no file descriptors left.
-/// `UNAUTHENTICATED` is for a person: a bad file, a key that is revoked, a missing certificate
-/// store. `FAILED_PRECONDITION`, which calls do not return, is for a programmer: no tokio runtime,
-/// a feature that is not compiled in. The message of a source made here names what is wrong and the remedy, and no
-/// secret; that of a custom source is its own.
+/// # One identity
 ///
-/// # The crates underneath
+/// Application default credentials are searched for until they are found. After that, only the place
+/// where they were found is used. Paths are made absolute, and the environment variables that locate
+/// credentials are read, when the client or interceptor is created.
+///
+/// A file is read again for each token, so that a replaced or corrected file takes effect. While it
+/// cannot be read or parsed, its last good content is used, and an event of level WARN is emitted.
+///
+/// # Failures
+///
+/// - `UNAVAILABLE`: a temporary failure, such as no connection, no response, HTTP status 408, 429 or
+///   5xx, or no free file descriptor. Fetches are retried.
+/// - `UNAUTHENTICATED`: a failure that a person has to fix, such as an invalid file, a revoked key,
+///   missing CA certificates or a wrong endpoint. Fetches are retried, but calls do not wait for them.
+/// - `FAILED_PRECONDITION`: a mistake in the program, such as a missing tokio runtime or a feature that
+///   is not compiled in. Calls return `UNAUTHENTICATED` instead, except outside a tokio runtime.
+///
+/// Messages name the problem and the remedy, and contain no secrets. The message of a custom source is
+/// passed on unchanged.
+///
+/// # Dependencies
 ///
 /// The feature `google-authz` (on by default) uses the crate of that name, pinned to
-/// `1.0.0-alpha.5` of 2022, for service accounts, users and the metadata server. In honesty: it is
-/// an alpha that has had no release since; it stands on hyper 0.14 and rustls 0.20, so a program
-/// with it has a second HTTP stack; and left to itself it hangs, panics after a failed fetch, and
-/// prints tokens in its errors. Here it is asked for one token at a time, by one task, within a
-/// time limit, and never used again after a failure; most conditions that make it panic are checked
-/// first; and its error messages are replaced. Advisories against its tree are not
-/// reachable from here: h2 0.3 and rustls 0.20 (only its client side, to the token endpoint, runs),
-/// ring 0.16 (the overflow is in code for QUIC, the other in large ciphers), rustls-pemfile
-/// (unmaintained). `deny.toml` of this crate lists them with reasons.
+/// `1.0.0-alpha.5` of 2022, for service account keys and user credentials. It is an alpha without a
+/// later release, and it depends on hyper 0.14 and rustls 0.20, so the program contains a second
+/// HTTP stack. Used directly, it can hang, it panics after a failed fetch, and its errors contain
+/// tokens. This crate uses each of its instances for one token, on a thread with a time limit,
+/// checks in advance for the conditions under which it panics, and replaces its error messages. The
+/// advisories for its dependencies do not apply here: h2 0.3 and rustls 0.20 (only the client side,
+/// to the token endpoint, is used), ring 0.16 (the overflow is in code for QUIC and large ciphers),
+/// rustls-pemfile (unmaintained). `deny.toml` of this crate lists them with reasons.
 ///
-/// It can still panic in these cases, which cannot be detected beforehand:
+/// The feature `google-cloud-auth` (Rust 1.91) adds workload identity federation and impersonation. Its
+/// HTTP client ignores `Retry-After`, and follows redirects of a token endpoint with the subject token,
+/// so use only endpoints that you trust. If `google-authz` is enabled as well, it still serves the file
+/// types that it supports; disable the default features to avoid it.
 ///
-/// - an `expires_in` from the token endpoint or the metadata server that overflows the clock;
-/// - a process that runs out of file descriptors between the check of the certificate store, or of the
-///   metadata server, and its use, or that loses its certificate store then;
-/// - a metadata server at the usual address that answers the check, but not the request that follows.
+/// Use [`custom`](Self::custom) if your program has a source of tokens already, or if it should
+/// contain neither crate. The metadata server needs neither;
+/// [`with_self_signed_jwt`](Self::with_self_signed_jwt) needs the feature `google-authz`, but does
+/// not call that crate.
 ///
-/// The panic message is printed to standard error, and the fetch fails with `UNAVAILABLE`; the next
-/// fetch may succeed. With `panic = "abort"` the program aborts.
+/// A panic of these crates ends the fetch with `UNAVAILABLE`; its message is printed to standard error.
+/// With `panic = "abort"` it ends the program. These panics cannot be excluded:
 ///
-/// Choose the feature `google-cloud-auth` (Rust 1.91) for what the first cannot do: workload
-/// identity federation and impersonation. With both features the older crate still serves the files
-/// that it knows; turn the default features off to do without it. Choose [`custom`](Self::custom)
-/// if your program has a source of tokens already, or wants neither tree.
+/// - google-authz: `expires_in` in the response is so large that adding it to the current time
+///   overflows.
+/// - google-authz: the certificate store disappears, or other threads take all file descriptors,
+///   including two that were reserved, in the instant between the check of the store and its use.
+/// - google-cloud-auth: this machine's clock is ahead by more than the lifetime of an impersonated
+///   token; or there are no certificates or file descriptors for one of its later requests.
+/// - the look-up of a host name: the process reaches its limit of threads in the instant after one was
+///   available. The usual address of the metadata server needs no look-up.
 #[derive(Clone)]
 pub struct Credentials {
     source: Source,
     scopes: Arc<[String]>,
+    is_self_signed: bool,
     quota_project: Option<String>,
+    /// The host of the endpoint that the tokens are for, if it is known.
+    endpoint_host: Option<Arc<str>>,
 }
 
 #[derive(Clone)]
@@ -127,12 +157,9 @@ enum Source {
     Custom(Arc<dyn CallCredentials>),
 }
 
-/// Where Google's credentials are found.
+/// Where Google's credentials are.
 #[derive(Clone)]
-#[cfg_attr(
-    not(any(feature = "google-authz", feature = "google-cloud-auth")),
-    allow(dead_code)
-)]
+#[cfg_attr(not(feature = "_google"), allow(dead_code))]
 enum Place {
     ApplicationDefault,
     File(PathBuf),
@@ -141,18 +168,27 @@ enum Place {
 }
 
 impl Credentials {
-    /// Sends nothing.
+    /// Sends no credentials.
     pub fn none() -> Self {
         Self::new(Source::None)
     }
 
-    /// Uses what the environment has: [Application Default Credentials].
+    /// Uses the credentials of the environment: [Application Default Credentials].
     ///
-    /// In this order: the file that `GOOGLE_APPLICATION_CREDENTIALS` names, unless it is empty; the
-    /// file of `gcloud auth application-default login`, in `$CLOUDSDK_CONFIG` or the home directory;
-    /// the metadata server of Google Cloud, at `GCE_METADATA_HOST` if that is set. Whether there is
-    /// a metadata server takes up to 3 s to tell; `NO_GCE_CHECK=true` says that there is none. One
-    /// that has never answered counts as none: `UNAUTHENTICATED`.
+    /// They are searched for in this order:
+    ///
+    /// 1. the file that `GOOGLE_APPLICATION_CREDENTIALS` names; if this is set, the file must exist;
+    /// 2. the file of `gcloud auth application-default login`, in `$CLOUDSDK_CONFIG` or the home
+    ///    directory;
+    /// 3. the metadata server of Google Cloud, at `GCE_METADATA_HOST` if that is set.
+    ///
+    /// Empty variables count as not set. The first place that exists is used [from then
+    /// on](#one-identity).
+    ///
+    /// Without a metadata server the search fails with `UNAUTHENTICATED`, after up to 3 s; set
+    /// `NO_GCE_CHECK=true` to skip it (ignored if `GCE_METADATA_HOST` is set). A metadata server
+    /// that does not respond is `UNAVAILABLE` if `GCE_METADATA_HOST` is set, or if the DMI product
+    /// name identifies a Google Cloud machine.
     ///
     /// [Application Default Credentials]: https://cloud.google.com/docs/authentication/application-default-credentials
     pub fn application_default() -> Self {
@@ -161,7 +197,7 @@ impl Credentials {
 
     /// Uses a credentials file, as downloaded from the console or written by gcloud.
     ///
-    /// This is its path; its text is for [`json`](Self::json).
+    /// The path must name a regular file of at most 1 MiB. Use [`json`](Self::json) for its text.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self::new(Source::Google(Place::File(path.into())))
     }
@@ -171,10 +207,12 @@ impl Credentials {
         Self::new(Source::Google(Place::Json(text.into().into())))
     }
 
-    /// Uses an account of this machine on Google Cloud, by its email; `None` is the default account.
+    /// Uses a service account of this Google Cloud machine, from the metadata server.
     ///
-    /// While the metadata server does not answer, it is waited for: `UNAVAILABLE`. In the first
-    /// seconds of a pod it may not be there yet.
+    /// `account` is the account's email; `None` is the default account. `GCE_METADATA_HOST` and
+    /// `NO_GCE_CHECK` apply as for [`application_default`](Self::application_default). A metadata
+    /// server that does not respond is `UNAVAILABLE`, and the fetch is retried, because it may
+    /// still be starting.
     pub fn metadata_server(account: Option<&str>) -> Self {
         let account = account.map(ToOwned::to_owned);
         Self::new(Source::Google(Place::MetadataServer(account)))
@@ -185,74 +223,93 @@ impl Credentials {
         Self::new(Source::ApiKey(key.into().into()))
     }
 
-    /// Sends an access token as it is, and never renews it.
+    /// Sends an access token, which is never renewed.
     pub fn bearer_token(token: impl Into<String>) -> Self {
         Self::new(Source::BearerToken(token.into().into()))
     }
 
-    /// Uses a source of one's own.
+    /// Uses a custom source. See [`CallCredentials`].
     pub fn custom(source: impl CallCredentials) -> Self {
         Self::new(Source::Custom(Arc::new(source)))
     }
 
-    /// Sets the OAuth scopes of the tokens. Default is `cloud-platform` alone.
+    /// Sets the OAuth scopes of Google's tokens.
     ///
-    /// Only Google's own sources have any, and not all heed them: a user's file has the scopes of
-    /// its login.
+    /// User credentials have the scopes of their login instead, and other sources have none. An
+    /// empty list, a string that is not a scope, or more than 8 KiB in total is `UNAUTHENTICATED`.
+    ///
+    /// Defaults to `https://www.googleapis.com/auth/cloud-platform`.
     #[must_use]
     pub fn with_scopes(mut self, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.scopes = scopes.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the project that is billed and whose quota is used, in the header
-    /// `x-goog-user-project`.
+    /// Makes service accounts use self-signed JWTs instead of tokens from the token endpoint
+    /// ([AIP-4111](https://google.aip.dev/auth/4111)).
     ///
-    /// Default is `GOOGLE_CLOUD_QUOTA_PROJECT`, else what the credentials file says; with
-    /// [`custom`](Self::custom), what the source says. A call whose metadata has that header keeps
-    /// its own.
+    /// No request is sent, and the expiry is exact. Google's services accept such tokens, but some
+    /// proxies and other services do not.
+    ///
+    /// This has no effect on credentials other than service account keys. Without the feature
+    /// `google-authz` it has no effect at all: `google-cloud-auth` always uses self-signed JWTs.
+    ///
+    /// Defaults to tokens from the token endpoint.
+    #[must_use]
+    pub fn with_self_signed_jwt(mut self) -> Self {
+        self.is_self_signed = true;
+        self
+    }
+
+    /// Sets the project that is billed and whose quota is used, in the header `x-goog-user-project`.
+    ///
+    /// A call whose metadata already has this header keeps it.
+    ///
+    /// Defaults to `GOOGLE_CLOUD_QUOTA_PROJECT`, or else to the project of the credentials file. With
+    /// [`custom`](Self::custom), defaults to the header that the source returns.
     #[must_use]
     pub fn with_quota_project(mut self, project: impl Into<String>) -> Self {
         self.quota_project = Some(project.into());
         self
     }
 
-    /// Tells whether these send nothing at all.
+    /// Returns whether these are [`none`](Self::none).
     pub fn is_none(&self) -> bool {
         matches!(self.source, Source::None)
     }
 
-    /// Makes an interceptor, for any generated client of tonic's, and waits until it has a token,
-    /// but at most 10 s.
+    /// Creates an interceptor, for any client that tonic generates, and waits for its first token.
     ///
-    /// The token is renewed on the tokio runtime that this is called on.
+    /// Waits for 10 s, or until the first fetch has ended if that takes longer, and then returns
+    /// the last failure. A failure that a person has to fix is returned immediately.
+    ///
+    /// The token is renewed on the tokio runtime on which this is called.
     ///
     /// # Errors
     ///
-    /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or Google refuses them.
-    /// - `UNAVAILABLE`: no token came in time.
-    /// - `FAILED_PRECONDITION`: there is no tokio runtime here, or the feature is not compiled in.
+    /// - `UNAUTHENTICATED`: there are no credentials, they are unusable, or Google refuses them.
+    /// - `UNAVAILABLE`: there was no token in time.
+    /// - `FAILED_PRECONDITION`: there is no tokio runtime, or a feature is not compiled in.
     pub async fn interceptor(self) -> Result<AuthInterceptor, Status> {
         self.interceptor_lazy()?.first_token().await
     }
 
-    /// Makes an interceptor that fetches its first token in the background.
+    /// Creates an interceptor that fetches its first token in the background.
     ///
-    /// [`AuthInterceptor::ready`] waits for it. A program that must start although Google cannot be
-    /// reached yet uses this.
+    /// [`AuthInterceptor::ready`] waits for it. This is for programs that must start while Google cannot be
+    /// reached.
     ///
     /// # Errors
     ///
-    /// As [`interceptor`](Self::interceptor), as far as it can be told without asking anyone.
+    /// Those of [`interceptor`](Self::interceptor) that are known without a fetch.
     pub fn interceptor_lazy(self) -> Result<AuthInterceptor, Status> {
         let quota_project = self.quota_project()?;
         let token = match self.source {
             Source::None => return Ok(AuthInterceptor::fixed(None, None)),
-            Source::Custom(source) => return AuthInterceptor::renewed(source, quota_project),
-            Source::Google(place) => {
-                let source = google_source(place, &self.scopes)?;
-                return AuthInterceptor::renewed(source, quota_project);
+            Source::Custom(source) => {
+                return AuthInterceptor::renewed(source, CUSTOM_LIMIT, quota_project);
             }
+            Source::Google(_) => return self.of_google(quota_project),
             Source::ApiKey(key) if key.is_empty() => return Err(refused("the API key is empty")),
             Source::ApiKey(key) => Token::header("x-goog-api-key", &key)?,
             Source::BearerToken(token) => Token::bearer(&token)?,
@@ -260,11 +317,43 @@ impl Credentials {
         Ok(AuthInterceptor::fixed(Some(token), quota_project))
     }
 
+    /// Sets the host of the endpoint that the tokens are for.
+    pub(crate) fn for_endpoint(mut self, host: &str) -> Self {
+        self.endpoint_host = Some(host.into());
+        self
+    }
+
+    #[cfg(feature = "_google")]
+    fn of_google(self, quota_project: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
+        let Source::Google(place) = self.source else {
+            unreachable!("only called for Google's credentials");
+        };
+        let options = google::Options {
+            scopes: self.scopes,
+            is_self_signed: self.is_self_signed,
+            endpoint_host: self.endpoint_host,
+            #[cfg(feature = "google-cloud-auth")]
+            directory: env::current_dir().unwrap_or_default(),
+        };
+        let source = Arc::new(google::Google::new(place, options)?);
+        AuthInterceptor::renewed(source, google::MAX_LIMIT, quota_project)
+    }
+
+    #[cfg(not(feature = "_google"))]
+    fn of_google(self, _: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
+        Err(failure::needs_feature(
+            "Google's credentials need",
+            "google-authz or google-cloud-auth",
+        ))
+    }
+
     fn new(source: Source) -> Self {
         Self {
             source,
             scopes: [CLOUD_PLATFORM.to_owned()].into(),
+            is_self_signed: false,
             quota_project: None,
+            endpoint_host: None,
         }
     }
 
@@ -283,27 +372,16 @@ impl Credentials {
 
 const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
 const QUOTA_PROJECT_VARIABLE: &str = "GOOGLE_CLOUD_QUOTA_PROJECT";
+/// The time limit for a fetch of a custom source: less than the 10 s for which `interceptor()` waits.
+const CUSTOM_LIMIT: Duration = Duration::from_secs(8);
 
-#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-fn google_source(place: Place, scopes: &[String]) -> Result<Arc<dyn CallCredentials>, Status> {
-    Ok(Arc::new(google::Google::new(place, scopes)?))
-}
-
-#[cfg(not(any(feature = "google-authz", feature = "google-cloud-auth")))]
-fn google_source(_: Place, _: &[String]) -> Result<Arc<dyn CallCredentials>, Status> {
-    Err(failure::needs_feature(
-        "Google's credentials need",
-        "google-authz or google-cloud-auth",
-    ))
-}
-
-// The place is shown, but never what stands in it.
+// The place is printed, but not its content.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let source: &dyn fmt::Debug = match &self.source {
             Source::None => &"none",
             Source::Google(Place::ApplicationDefault) => &"application_default",
-            Source::Google(Place::File(path)) if is_text(path) => &"file",
+            Source::Google(Place::File(path)) if may_be_secret(path) => &"file",
             Source::Google(Place::File(path)) => path,
             Source::Google(Place::Json(_)) => &"json",
             Source::Google(Place::MetadataServer(_)) => &"metadata_server",

@@ -1,16 +1,18 @@
 //! From an endpoint to a client: what the default stack is made of.
 
+mod auth;
 mod endpoint;
 #[cfg(feature = "_tls")]
 mod tls;
 
-use std::{mem, num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, time::Duration};
 
 use http::{HeaderValue, Uri, uri::Scheme};
 use hyper::rt::{Read, Write};
 use tonic::{Code, Status};
 use tower::{BoxError, Service};
 
+use self::auth::Auth;
 pub use self::endpoint::Endpoint;
 #[cfg(feature = "_tls")]
 use self::tls::TlsSettings;
@@ -30,7 +32,7 @@ use crate::{
 #[must_use = "a builder does nothing until it connects"]
 pub struct Builder {
     endpoint: Endpoint,
-    credentials: Credentials,
+    auth: Auth,
     credentials_in_plaintext: bool,
     connector: Option<Dial>,
     #[cfg(feature = "_tls")]
@@ -65,7 +67,7 @@ impl OperationsClient<Transport> {
     pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
         Builder {
             endpoint: endpoint.into(),
-            credentials: Credentials::none(),
+            auth: Auth::default(),
             credentials_in_plaintext: false,
             connector: None,
             #[cfg(feature = "_tls")]
@@ -90,18 +92,46 @@ impl Builder {
     /// Sets the credentials that are sent with every call. Defaults to [`Credentials::none`].
     ///
     /// They are sent to the endpoint, whatever its host. Over plaintext they are sent to this machine
-    /// only, unless [allowed](Self::credentials_in_plaintext).
+    /// only, and not over a [custom connector](Self::connector), unless
+    /// [allowed](Self::credentials_in_plaintext).
     ///
-    /// To share one token with other clients, connect without credentials, and give the finished
-    /// client an [`AuthInterceptor`]:
-    /// [`with_credentials`](OperationsClient::with_credentials). There plaintext is not refused.
+    /// This replaces an interceptor that was set with [`auth`](Self::auth).
     pub fn credentials(mut self, credentials: Credentials) -> Self {
-        self.credentials = credentials;
+        self.auth = Auth::Credentials(credentials);
         self
     }
 
-    /// Has the credentials sent unencrypted, for all on the way to read, where the endpoint is
-    /// `http` and not on this machine. Default is to refuse.
+    /// Sets an interceptor as the credentials, so that several clients share its token.
+    ///
+    /// The rules for plaintext of [`credentials`](Self::credentials) apply. This replaces
+    /// credentials that were set with that method. The universe of the credentials is not checked
+    /// against the endpoint.
+    ///
+    /// ```
+    /// # use longrunning::{Credentials, OperationsClient, Transport};
+    /// # async fn example() -> Result<(), tonic::Status> {
+    /// let auth = Credentials::application_default().interceptor().await?;
+    /// let automl = OperationsClient::builder("https://automl.googleapis.com")
+    ///     .auth(auth.clone())
+    ///     .connect_lazy()?;
+    /// let speech = OperationsClient::builder("https://speech.googleapis.com")
+    ///     .auth(auth)
+    ///     .connect_lazy()?;
+    /// # let _: [OperationsClient<Transport>; 2] = [automl, speech];
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn auth(mut self, auth: AuthInterceptor) -> Self {
+        self.auth = Auth::Interceptor(auth);
+        self
+    }
+
+    /// Allows credentials to be sent over plaintext.
+    ///
+    /// This is required if the endpoint is `http` and either on another machine or reached through
+    /// a custom connector. Anyone on the network path can read the credentials.
+    ///
+    /// Defaults to refusing, with `FAILED_PRECONDITION`.
     pub fn credentials_in_plaintext(mut self) -> Self {
         self.credentials_in_plaintext = true;
         self
@@ -109,9 +139,9 @@ impl Builder {
 
     /// Sets how long a call may take, all its attempts together, where its request does not say.
     ///
-    /// Connecting and waiting for a connection count, but [`connect`](Self::connect) itself is not bounded
-    /// by it. A Wait whose message has a timeout may take
-    /// that and 10 seconds instead. Default is 10 seconds, and no limit for a Wait without one.
+    /// Connecting and waiting for a connection count, but [`connect`](Self::connect) itself is not
+    /// bounded by it. A Wait whose message has a timeout may take that and 10 seconds instead.
+    /// Default is 10 seconds, and no limit for a Wait without one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -134,9 +164,10 @@ impl Builder {
     /// Sets the keepalive ping interval and timeout.
     ///
     /// A connection that has received nothing for the interval is pinged while calls are on it or
-    /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`. An
-    /// idle connection is not pinged. If nothing was received for the interval when the next call is sent,
-    /// a ping is sent with it. [`Duration::MAX`] as the interval turns these pings off.
+    /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`.
+    /// An idle connection is not pinged. If nothing was received for the interval when the next
+    /// call is sent, a ping is sent with it. [`Duration::MAX`] as the interval turns these pings
+    /// off.
     ///
     /// As in [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md), an
     /// interval of less than 10 seconds counts as 10 seconds, and the interval of later connections is
@@ -182,8 +213,8 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum age of a connection. A connection that reaches it is closed gracefully: calls in
-    /// flight complete, and new calls go to another connection.
+    /// Sets the maximum age of a connection. A connection that reaches it is closed gracefully:
+    /// calls in flight complete, and new calls go to another connection.
     ///
     /// The age varies by up to 10 % from connection to connection, so that they are not all replaced
     /// together. With a load balancer that distributes connections, a maximum age moves load to servers
@@ -205,8 +236,8 @@ impl Builder {
 
     /// Sets the maximum number of calls that wait for a stream.
     ///
-    /// Once the queue is full, the stack is not ready until an eighth of it is free, and this client waits
-    /// for that, within the deadline of its call. A call made over a full
+    /// Once the queue is full, the stack is not ready until an eighth of it is free, and this
+    /// client waits for that, within the deadline of its call. A call made over a full
     /// [`stack`](OperationsClient::stack) nevertheless ends with `RESOURCE_EXHAUSTED` immediately.
     ///
     /// Defaults to 10,000.
@@ -251,7 +282,8 @@ impl Builder {
     /// pipe within the process. Default is TCP.
     ///
     /// It gets the endpoint as it was given. TLS, where the endpoint is `https`, goes over the
-    /// stream. `hyper_util::rt::TokioIo` makes a stream of tokio one of hyper.
+    /// stream. With an `http` endpoint, credentials must be [allowed](Self::credentials_in_plaintext),
+    /// whatever the host. `hyper_util::rt::TokioIo` makes a stream of tokio one of hyper.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,
@@ -303,17 +335,15 @@ impl Builder {
     /// - `INVALID_ARGUMENT`: a value that was set cannot be used; the message names it.
     /// - `FAILED_PRECONDITION`: there is no tokio runtime, or a feature that is needed is off, or
     ///   the credentials would go over plaintext.
-    /// - `UNAVAILABLE`: the server cannot be reached, or no token came within 10 s.
-    /// - `UNAUTHENTICATED`: there are no credentials, they are of no use, or they are refused.
+    /// - `UNAVAILABLE`: the server cannot be reached, or there was no token within 10 s, or by the end
+    ///   of the first fetch if that takes longer.
+    /// - `UNAUTHENTICATED`: there are no credentials, they are unusable, or they are refused.
     pub async fn connect(mut self) -> Result<OperationsClient<Transport>, Status> {
-        let credentials = self.take_credentials()?;
+        let auth = self.take_auth()?;
         let client = self.client()?;
-        let auth = match credentials {
-            Some(credentials) => Some(credentials.interceptor().await?),
-            None => None,
-        };
+        let auth = auth.interceptor()?.first_token().await?;
         client.stack().connect().await?;
-        Ok(with_auth(client, auth))
+        Ok(auth::add(client, auth))
     }
 
     /// Makes a client that connects with its first call, and fetches its first token meanwhile.
@@ -323,27 +353,9 @@ impl Builder {
     /// Those of [`connect`](Self::connect) that need no connection and no token. A missing tokio
     /// runtime is reported by the first call.
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
-        let credentials = self.take_credentials()?;
+        let auth = self.take_auth()?;
         let client = self.client()?;
-        let auth = credentials.map(Credentials::interceptor_lazy).transpose()?;
-        Ok(with_auth(client, auth))
-    }
-
-    fn take_credentials(&mut self) -> Result<Option<Credentials>, Status> {
-        let credentials = mem::replace(&mut self.credentials, Credentials::none());
-        if credentials.is_none() {
-            return Ok(None);
-        }
-        if !self.credentials_in_plaintext && self.endpoint.is_open_to_others() {
-            return Err(local(
-                Code::FailedPrecondition,
-                format!(
-                    "endpoint {:?}: credentials over plaintext could be read on the way: use https, or allow it with credentials_in_plaintext()",
-                    self.endpoint
-                ),
-            ));
-        }
-        Ok(Some(credentials))
+        Ok(auth::add(client, auth.interceptor()?))
     }
 
     fn check_minimum(&self) -> Result<(), Status> {
@@ -361,12 +373,14 @@ impl Builder {
     fn client(self) -> Result<OperationsClient<Transport>, Status> {
         let (timeout, retry) = (self.timeout, self.retry.clone());
         let max_header_list_size = self.max_header_list_size;
+        let plaintext = self.plaintext();
         let transport = self.transport()?;
         let capacity = transport.capacity();
         let user_agent = transport.user_agent().clone();
         let mut client = OperationsClient::new(transport)
             .with_user_agent(&user_agent)
             .with_capacity(capacity)
+            .with_plaintext_error(plaintext)
             .with_default_timeout(TIMEOUT)
             .with_retry(retry);
         if let Some(timeout) = timeout {
@@ -433,16 +447,6 @@ impl Builder {
             idle: IDLE,
         };
         Ok(Transport::new(connector, config, scheme, user_agent))
-    }
-}
-
-fn with_auth(
-    client: OperationsClient<Transport>,
-    auth: Option<AuthInterceptor>,
-) -> OperationsClient<Transport> {
-    match auth {
-        Some(auth) => client.with_credentials(auth),
-        None => client,
     }
 }
 

@@ -9,11 +9,8 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-pub(crate) use self::attempt::Attempt;
-use self::{
-    server_delay::ServerDelay,
-    throttle::{Limits, Throttle},
-};
+use self::throttle::{Limits, Throttle};
+pub(crate) use self::{attempt::Attempt, server_delay::ServerDelay};
 use crate::{
     backoff::Backoff,
     status::{Delivery, Origin, StatusExt as _, retry, with_delivery},

@@ -86,7 +86,7 @@ pub(crate) fn runtime(what: &str) -> Result<Handle, Status> {
     Handle::try_current().map_err(|_| {
         local(
             Code::FailedPrecondition,
-            format!("{what} needs a tokio runtime: make it within one"),
+            format!("{what} needs a tokio runtime: run it within one"),
         )
     })
 }

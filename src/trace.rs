@@ -1,7 +1,7 @@
-//! What happens unseen, told to the crate `tracing` where the feature of that name is on.
+//! Events for the crate `tracing`, if the feature `tracing` is enabled.
 //!
-//! The events have the target `longrunning`, and the level DEBUG unless a function says otherwise. None
-//! holds a secret: a status of this crate never does.
+//! Events have the target `longrunning`, and the level DEBUG unless a function documents another. They
+//! contain no secrets, except those that a custom source puts into its message.
 
 #![cfg_attr(not(feature = "tracing"), allow(unused_variables))]
 
@@ -48,12 +48,32 @@ pub(crate) fn too_many_pings(from: &Authority) {
     );
 }
 
-pub(crate) fn token(next: Duration) {
-    event!(renewed_in = ?next, "a token has come");
+pub(crate) fn token_refreshed(renewed_in: Duration) {
+    event!(?renewed_in, "token refreshed");
 }
 
-pub(crate) fn no_token(failure: &Status, wait: Duration) {
-    event!(code = ?failure.code(), failure = failure.message(), ?wait, "no token has come");
+/// Emits a warning, because calls succeed until the current token expires.
+pub(crate) fn token_refresh_failed(failure: &Status, retry_in: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        target: "longrunning",
+        code = ?failure.code(),
+        failure = failure.message(),
+        ?retry_in,
+        "token refresh failed"
+    );
+}
+
+/// Emits a warning, because the program otherwise seems to work: tokens are still fetched with the last
+/// good content of a file that was deleted or became invalid.
+#[cfg(feature = "_google")]
+pub(crate) fn credentials_file_unreadable(failure: &Status) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        target: "longrunning",
+        failure = failure.message(),
+        "credentials file cannot be read or parsed; using its last good content"
+    );
 }
 
 pub(crate) fn throttle_started() {

@@ -641,7 +641,7 @@ fn a_deadline_outside_a_runtime_is_refused_without_a_panic() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(
         status.message(),
-        "a call with a timeout needs a tokio runtime: make it within one"
+        "a call with a timeout needs a tokio runtime: run it within one"
     );
 }
 

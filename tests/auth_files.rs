@@ -229,9 +229,17 @@ async fn a_path_that_is_no_readable_file() {
 #[tokio::test]
 async fn the_text_of_a_file_where_its_path_belongs() {
     let text = service_account(KEY, URI).to_string();
-    let told = "credentials file: what was given looks like the text of a file, and is not shown: \
-        give its path there, or the text to Credentials::json";
-    for text in [&*text, KEY, "{", &"a".repeat(600)] {
+    let told = "credentials file: what was given looks like the text of a file or a token, and is not \
+        shown: give the path of a file there; Credentials::json takes the text, and \
+        Credentials::bearer_token a token";
+    for text in [
+        &*text,
+        KEY,
+        "{",
+        "ya29.c",
+        &"a".repeat(60),
+        &"a".repeat(600),
+    ] {
         let (answer, took) = set_up(&format!("file:{}", text.replace('\n', "\\n")), &[]).await;
         assert_eq!(answer, format!("Unauthenticated credentials: {told}"));
         assert!(took < Duration::from_secs(6), "{took:?}");
@@ -254,6 +262,18 @@ async fn a_path_that_only_looks_like_text_is_read_and_named() {
 }
 
 #[cfg(target_os = "linux")]
+async fn first_failure(auth: &longrunning::AuthInterceptor) -> tonic::Status {
+    loop {
+        let status = auth.status();
+        assert!(!status.is_valid, "a token, and no failure");
+        if let Some(failure) = status.last_failure {
+            return failure;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[cfg(target_os = "linux")]
 const LIMITED: &str = "TEST_LIMITED";
 
 /// Runs a test of this file again, in a process that has few file descriptors.
@@ -271,15 +291,16 @@ fn run_limited(test: &str) {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&limited.stdout);
+    let log = String::from_utf8_lossy(&limited.stderr);
     assert!(
-        limited.status.success() && said.contains("1 passed"),
-        "{said}"
+        limited.status.success() && said.contains("1 passed") && !log.contains("panicked"),
+        "{said}{log}"
     );
 }
 
-/// Returns how the first fetch fails in a process that has no file descriptor left.
+/// Returns how the first fetch fails in a process that has so many file descriptors left.
 #[cfg(target_os = "linux")]
-fn failure_without_descriptors(credentials: longrunning::Credentials) -> tonic::Status {
+fn failure_with_descriptors(left: usize, credentials: longrunning::Credentials) -> tonic::Status {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -292,15 +313,36 @@ fn failure_without_descriptors(credentials: longrunning::Credentials) -> tonic::
     while let Ok(file) = std::fs::File::open("/dev/null") {
         taken.push(file);
     }
-    runtime.block_on(async {
-        loop {
-            if let Some(failure) = auth.last_failure() {
-                drop(taken);
-                break failure;
+    taken.truncate(taken.len() - left);
+    runtime.block_on(first_failure(&auth))
+}
+
+#[cfg(target_os = "linux")]
+const NO_RUNTIME: &str = "credentials: cannot fetch a token: Too many open files (os error 24): the \
+    fetch will be retried";
+
+/// Returns how the first fetch fails with one more file descriptor each time, until it does no longer fail
+/// like this. Each failure must be `UNAVAILABLE`.
+#[cfg(target_os = "linux")]
+fn failure_after(failures: &[&str], credentials: &longrunning::Credentials) -> String {
+    let mut seen = vec![false; failures.len()];
+    for left in 0..32 {
+        let failure = failure_with_descriptors(left, credentials.clone());
+        let message = failure.message().to_owned();
+        assert_eq!(
+            failure.code(),
+            tonic::Code::Unavailable,
+            "{left}: {message}"
+        );
+        match failures.iter().position(|failure| *failure == message) {
+            Some(place) => seen[place] = true,
+            None => {
+                assert!(seen.iter().all(|it| *it), "{seen:?}");
+                return message;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-    })
+    }
+    panic!("32 file descriptors are not enough");
 }
 
 /// The machine is at fault, not the file: a later fetch may succeed.
@@ -310,46 +352,48 @@ fn a_credentials_file_is_unavailable_without_file_descriptors() {
     let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
         return run_limited("a_credentials_file_is_unavailable_without_file_descriptors");
     };
-    let failure = failure_without_descriptors(longrunning::Credentials::file(&path));
+    let failure = failure_with_descriptors(0, longrunning::Credentials::file(&path));
     assert_eq!(failure.code(), tonic::Code::Unavailable);
     assert_eq!(
         failure.message(),
         format!(
-            "credentials: credentials file {}: Too many open files (os error 24): it is tried again",
+            "credentials: credentials file {}: Too many open files (os error 24): the fetch will be \
+             retried",
             path.display()
         )
     );
 }
 
-/// The resolver needs descriptors too, and reports their lack as any other failure.
+/// `GCE_METADATA_HOST` specifies that there is a metadata server, so the credentials are not missing.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_metadata_host_is_unavailable_without_file_descriptors() {
+fn a_named_metadata_server_is_unavailable_without_file_descriptors() {
     if std::env::var_os(LIMITED).is_none() {
-        return run_limited("a_metadata_host_is_unavailable_without_file_descriptors");
+        return run_limited("a_named_metadata_server_is_unavailable_without_file_descriptors");
     }
-    let failure = failure_without_descriptors(longrunning::Credentials::application_default());
-    assert_eq!(failure.code(), tonic::Code::Unavailable);
-    let message = failure.message();
-    let start = "credentials: the metadata server cannot be asked: \
-                 GCE_METADATA_HOST: look-up of localhost:1: ";
+    let credentials = longrunning::Credentials::application_default();
+    // With one descriptor more, the connection is refused.
+    let message = failure_after(&[NO_RUNTIME], &credentials);
+    let start = "credentials: the metadata server localhost:1 cannot be reached: ";
     assert!(message.starts_with(start), "{message}");
 }
 
+/// However many there are, the certificate store is not reported as missing, and nothing panics.
 #[cfg(target_os = "linux")]
 #[test]
-fn the_certificate_store_is_unavailable_without_file_descriptors() {
+fn the_token_endpoint_is_unavailable_with_few_file_descriptors() {
     let Some(path) = std::env::var_os(LIMITED).map(PathBuf::from) else {
-        return run_limited("the_certificate_store_is_unavailable_without_file_descriptors");
+        return run_limited("the_token_endpoint_is_unavailable_with_few_file_descriptors");
     };
     let text = std::fs::read_to_string(path).unwrap();
-    let failure = failure_without_descriptors(longrunning::Credentials::json(text));
-    assert_eq!(failure.code(), tonic::Code::Unavailable);
-    assert_eq!(
-        failure.message(),
-        "credentials: cannot read the system's CA certificates: Too many open files (os error 24): \
-         the fetch will be retried"
+    let no_store = "credentials: cannot read the system's CA certificates: Too many open files (os \
+        error 24): the fetch will be retried";
+    let message = failure_after(
+        &[NO_RUNTIME, no_store],
+        &longrunning::Credentials::json(text),
     );
+    let start = "credentials: credentials JSON: the token endpoint localhost:1 cannot be reached: ";
+    assert!(message.starts_with(start), "{message}");
 }
 
 #[cfg(unix)]
@@ -360,9 +404,13 @@ async fn a_file_that_may_not_be_read() {
     let file = file("{}");
     std::fs::set_permissions(&file.path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::read(&file.path).is_ok() {
-        // The superuser may read everything. Nobody may read this, whoever asks.
-        let told = told_of_path(Path::new("/proc/self/mem"), &[]).await;
-        assert!(told.ends_with(": name a file of JSON"), "{told}");
+        // The superuser may read every file. This one fails to be read, as one of a broken disk does.
+        let (answer, _) = set_up("file:/proc/self/mem", &[]).await;
+        assert_eq!(
+            answer,
+            "Unavailable credentials: credentials file /proc/self/mem: Input/output error (os error 5): the \
+             fetch will be retried"
+        );
         return;
     }
     let told = told_of_path(&file.path, &[]).await;

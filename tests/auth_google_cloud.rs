@@ -103,15 +103,11 @@ impl Federation {
 }
 
 fn token(name: &str) -> Reply {
-    token_for(name, 3600)
-}
-
-fn token_for(name: &str, seconds: u64) -> Reply {
     let answer = json!({
         "access_token": name,
         "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
         "token_type": "Bearer",
-        "expires_in": seconds,
+        "expires_in": 3600,
     });
     Reply::ok(answer.to_string())
 }
@@ -159,10 +155,11 @@ async fn a_refusal_that_is_later_taken_back_needs_no_restart() {
     let quoting = json!({"error": "invalid_grant", "error_description": SUBJECT});
     federation.answer(Reply::status(400, quoting.to_string()));
     let mut process = federation.process(&federation.file());
-    let refusal = federation.told(
-        "the token endpoint answered invalid_grant: check that the key or login is not revoked, \
+    let refusal = federation.told(&format!(
+        "the token endpoint {} answered invalid_grant: check that the key or login is not revoked, \
          that the account exists, and that this machine's clock is right",
-    );
+        federation.server.address
+    ));
     assert_eq!(
         process.tell("ready").await,
         format!("Unauthenticated {refusal}")
@@ -199,26 +196,83 @@ async fn a_rejected_token_is_fetched_anew() {
     process.end().await;
 }
 
+/// The executables of AIP-4117 may take longer than any other fetch.
+#[cfg(unix)]
 #[tokio::test]
-async fn a_token_is_sent_until_its_end_and_not_beyond() {
+async fn an_executable_has_the_time_limit_of_the_file() {
+    const TAKES: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(5);
     let federation = Federation::start().await;
-    federation.answer(token_for("token-1", 4));
-    let mut process = federation.process(&federation.file());
-    assert_eq!(process.tell("ready").await, carrying("token-1"));
-    let start = Instant::now();
-    federation.answer(Reply::status(503, ""));
-    let refusal = loop {
-        let answer = process.tell("look").await;
-        if answer != carrying("token-1") {
-            break answer;
+    let next_year = std::time::SystemTime::now() + Duration::from_secs(365 * 24 * 3600);
+    let since_epoch = next_year.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let response = json!({
+        "version": 1,
+        "success": true,
+        "token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "id_token": SUBJECT,
+        "expiration_time": since_epoch.as_secs(),
+    });
+    let script = federation.path("script");
+    let text = format!("sleep {}\necho '{response}'\n", TAKES.as_secs());
+    std::fs::write(&script, text).unwrap();
+    let ca = federation.path("ca.pem");
+    let start = |allowed: &str, timeout: Option<Duration>| {
+        let mut file = federation.file();
+        let command = format!("/bin/sh {}", script.display());
+        file["credential_source"] = json!({"executable": {"command": command}});
+        if let Some(timeout) = timeout {
+            let millis = u64::try_from(timeout.as_millis()).unwrap();
+            file["credential_source"]["executable"]["timeout_millis"] = millis.into();
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let variables = [
+            (
+                "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
+                Path::new(allowed),
+            ),
+            ("PATH", Path::new("/usr/bin:/bin")),
+            ("SSL_CERT_FILE", &ca),
+        ];
+        Process::start(&format!("json:{file}"), &variables)
     };
-    let good_for = start.elapsed();
-    assert!(refusal.starts_with("Unavailable"), "{refusal}");
-    assert!(good_for > Duration::from_secs(3), "{good_for:?}");
-    assert!(good_for < Duration::from_secs(5), "{good_for:?}");
-    process.end().await;
+    let fails = "credentials: credentials JSON: google-cloud-auth got no token:";
+    let in_time = async {
+        let (mut process, start) = (start("1", None), Instant::now());
+        assert_eq!(process.tell("new").await, carrying("token-1"));
+        assert!(start.elapsed() >= TAKES, "{:?}", start.elapsed());
+        process.end().await
+    };
+    let too_late = async {
+        let (mut process, start) = (start("1", Some(LIMIT)), Instant::now());
+        let pending = process.tell("look").await;
+        assert_eq!(
+            pending,
+            "Unavailable credentials: the first token has not been fetched yet"
+        );
+        assert_eq!(
+            process.until_not("look", &pending).await,
+            format!("Unavailable {fails} the fetch will be retried")
+        );
+        assert!(start.elapsed() >= LIMIT, "{:?}", start.elapsed());
+        process.end().await
+    };
+    let not_allowed = async {
+        let mut process = start("", None);
+        assert_eq!(
+            process.tell("ready").await,
+            format!(
+                "Unauthenticated {fails} check what each field of the file names, and what the \
+                 account may do"
+            )
+        );
+        process.end().await
+    };
+    let said = tokio::join!(in_time, too_late, not_allowed);
+    for said in [said.0, said.1, said.2] {
+        assert!(!said.contains(SUBJECT), "{said}");
+    }
+    let requests = federation.requests.lock().unwrap();
+    assert_eq!(requests.len(), 1);
+    assert!(requests[0].body.contains(SUBJECT));
 }
 
 #[tokio::test]
@@ -234,7 +288,7 @@ async fn what_is_wrong_is_told_before_anyone_is_asked() {
         (
             "token_url",
             "http://sts.invalid".into(),
-            "field \"token_url\" is not an https URL: mend it".to_owned(),
+            "field \"token_url\" is not an https URL: correct the URL".to_owned(),
         ),
         (
             "credential_source",
@@ -297,7 +351,7 @@ async fn no_secret_within_source_credentials_goes_off_this_machine_in_plaintext(
     ] {
         let mut process = federation.process(&impersonating(source));
         let refusal = federation.told(&format!(
-            "field \"source_credentials.{field}\" is not an https URL: mend it"
+            "field \"source_credentials.{field}\" is not an https URL: correct the URL"
         ));
         assert_eq!(
             process.tell("ready").await,
@@ -312,33 +366,36 @@ async fn no_secret_within_source_credentials_goes_off_this_machine_in_plaintext(
 mod without_google_authz {
     use super::*;
 
+    /// This crate requests these tokens itself, so it needs no certificates.
     #[tokio::test]
-    async fn the_metadata_server_serves_too() {
-        let server = Server::start(None, |request: Request| {
+    async fn the_metadata_server_serves_all_accounts() {
+        let targets: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = Arc::clone(&targets);
+        let server = Server::start(None, move |request: Request| {
             assert_eq!(request.headers["metadata-flavor"], "Google");
-            match request.target.contains("/token") {
-                true => token("token-1"),
-                false => Reply::ok("googleapis.com"),
-            }
+            seen.lock().unwrap().push(request.target);
+            token("token-1")
         })
         .await;
-        let federation = Federation::start().await;
-        let (host, ca) = (server.address.to_string(), federation.path("ca.pem"));
+        let host = server.address.to_string();
         let variables = [
-            ("GCE_METADATA_HOST", Path::new(&host)),
-            ("SSL_CERT_FILE", &ca),
+            ("GCE_METADATA_HOST", Path::new(&*host)),
+            ("SSL_CERT_FILE", Path::new("/nonexistent.pem")),
         ];
-        let mut process = Process::start("adc", &variables);
-        assert_eq!(process.tell("new").await, "authorization: Bearer token-1");
-        process.end().await;
-        let mut process = Process::start("metadata:me@p", &variables);
-        let answer = process.tell("new").await;
-        assert_eq!(
-            answer,
-            "FailedPrecondition credentials: an account of the metadata server other than the \
-             default needs the feature google-authz of the crate longrunning"
-        );
-        process.end().await;
+        for (credentials, account) in [
+            ("adc", "default"),
+            ("metadata", "default"),
+            ("metadata:me@p", "me@p"),
+        ] {
+            let mut process = Process::start(credentials, &variables);
+            assert_eq!(process.tell("new").await, "authorization: Bearer token-1");
+            process.end().await;
+            let target = format!(
+                "/computeMetadata/v1/instance/service-accounts/{account}/token?\
+                 scopes=https%3A%2F%2Fwww.googleapis.com%2Fauth%2Fcloud-platform"
+            );
+            assert_eq!(std::mem::take(&mut *targets.lock().unwrap()), [target]);
+        }
     }
 
     #[tokio::test]

@@ -145,7 +145,7 @@ async fn without_a_token_a_call_is_refused_and_nothing_is_sent() {
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(
         status.message(),
-        "credentials: the first token has not come yet"
+        "credentials: the first token has not been fetched yet"
     );
     assert!(server.seen("content-type").is_empty());
 }
@@ -284,11 +284,11 @@ fn what_cannot_stand_in_a_header_is_refused_at_once() {
 
 #[cfg(feature = "google-authz")]
 #[tokio::test]
-async fn scopes_that_are_none_are_refused_at_once() {
+async fn invalid_scopes_are_refused_immediately() {
     for (scopes, expected) in [
         (
             vec![],
-            "credentials: the list of scopes is empty: name one at least",
+            "credentials: the list of scopes is empty: name at least one",
         ),
         (
             vec!["a b"],
@@ -331,7 +331,7 @@ fn a_secret_that_stands_where_the_name_should_is_not_shown() {
         let status = Token::header(secret, "authorization").unwrap_err();
         assert_eq!(
             status.message(),
-            "credentials: what was given first is not the name of a text header: give the name, and \
+            "credentials: the first argument is not the name of a text header: give the name, and \
              then the value"
         );
     }

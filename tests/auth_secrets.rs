@@ -191,3 +191,22 @@ async fn of_a_text_that_is_taken_for_a_path() {
     let variable = ("GOOGLE_APPLICATION_CREDENTIALS", Path::new(&text));
     search("adc", &[variable], "Unauthenticated").await;
 }
+
+#[tokio::test]
+async fn of_a_token_that_is_taken_for_a_path() {
+    let random = format!("c2VjcmV0{SECRET}LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldC1zZW");
+    assert!(random.len() >= 60);
+    for token in [
+        format!("ya29.{SECRET}"),
+        format!("Bearer ya29.{SECRET}"),
+        format!("1//{SECRET}"),
+        format!("eyJhbGciOiJSUzI1NiJ9.eyJ{SECRET}.c2ln"),
+        format!("/run/secrets/eyJhbGciOiJSUzI1NiJ9.{SECRET}"),
+        format!("AIza{SECRET}"),
+        random,
+    ] {
+        search(&format!("file:{token}"), &[], "Unauthenticated").await;
+        let variable = ("GOOGLE_APPLICATION_CREDENTIALS", Path::new(&token));
+        search("adc", &[variable], "Unauthenticated").await;
+    }
+}

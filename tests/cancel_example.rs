@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use longrunning::{
     emulator::{CallOutcome, CancelBehavior, Emulator, Method},
     proto::rpc,
@@ -241,22 +242,24 @@ async fn without_credentials_it_says_what_is_missing_before_it_calls() {
 }
 
 #[tokio::test]
-async fn a_metadata_server_that_does_not_answer_is_told_within_six_seconds() {
+async fn a_metadata_server_that_does_not_answer_is_reported() {
     let tls = format!("https://{}", free_address());
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    for host in [free_address(), silent.local_addr().expect("it has one")] {
+    let hosts = [free_address(), silent.local_addr().expect("it is bound")];
+    let start = Instant::now();
+    let runs = hosts.map(async |host| {
         let host = host.to_string();
-        let start = Instant::now();
         let args = ["--endpoint", &tls, NAME];
         let (code, _, line) = run_with(&args, ("GCE_METADATA_HOST", &host)).await;
-        assert!(start.elapsed() < Duration::from_secs(6), "{line}");
         assert_eq!(code, Some(1));
-        let expected = format!(
-            "error: UNAUTHENTICATED: credentials: no application default credentials: \
-             GOOGLE_APPLICATION_CREDENTIALS is not set, there is no file \
-             /nonexistent/.config/gcloud/application_default_credentials.json, and no metadata \
-             server of Google Cloud answers at {host}"
-        );
+        let expected = format!("error: UNAVAILABLE: credentials: the metadata server {host} ");
         assert!(line.starts_with(&expected), "{line}");
-    }
+    });
+    join_all(runs).await;
+    // The first token is waited for 10 s.
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
 }

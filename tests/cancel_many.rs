@@ -264,7 +264,7 @@ fn outside_a_runtime_each_name_is_refused() {
     for (_, result) in results {
         let status = result.expect_err("no runtime");
         assert_eq!(status.code(), Code::FailedPrecondition);
-        let message = "a call needs a tokio runtime: make it within one";
+        let message = "a call needs a tokio runtime: run it within one";
         assert_eq!(status.message(), message);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use longrunning::{
-    CallCredentials, Credentials, OperationsClient, Origin, StatusExt as _, Token,
+    CallCredentials, Credentials, Delivery, OperationsClient, Origin, StatusExt as _, Token,
     emulator::{Call, Emulator, Method},
     proto::GetOperationRequest,
 };
@@ -493,4 +493,201 @@ async fn credential_failures_have_the_codes_of_grfc_a54() {
     let status = builder.connect().await.expect_err("no token");
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(server.calls().len(), 0);
+}
+
+/// What a custom connector connects to is not known: `http://localhost` may be a tunnel.
+#[tokio::test]
+async fn credentials_do_not_go_over_plaintext_through_a_custom_connector() {
+    let connector = |_: http::Uri| async {
+        Err::<hyper_util::rt::TokioIo<tokio::net::TcpStream>, _>(std::io::Error::other("unused"))
+    };
+    let builder = |endpoint: &str| {
+        let builder = OperationsClient::builder(endpoint);
+        let builder = builder.connector(service_fn(connector));
+        builder.credentials(Credentials::bearer_token("secret"))
+    };
+    let status = builder("http://localhost:1").connect_lazy();
+    let status = status.expect_err("plaintext");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(
+        status.message().contains("credentials over plaintext"),
+        "{status}"
+    );
+    builder("http://localhost:1")
+        .credentials_in_plaintext()
+        .connect_lazy()
+        .expect("it is allowed");
+    builder("https://localhost:1")
+        .connect_lazy()
+        .expect("it is encrypted");
+}
+
+#[tokio::test]
+async fn a_shared_interceptor_does_not_go_over_plaintext_either() {
+    let endpoint = "http://longrunning.invalid";
+    let auth = Credentials::bearer_token("secret").interceptor().await;
+    let auth = auth.expect("it is fixed");
+    let status = OperationsClient::builder(endpoint)
+        .auth(auth.clone())
+        .connect_lazy()
+        .expect_err("plaintext");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+
+    let client = OperationsClient::builder(endpoint).connect_lazy();
+    let client = client
+        .expect("no credentials")
+        .with_credentials(auth.clone());
+    let status = client.get_operation(NAME).await.expect_err("plaintext");
+    assert_eq!(
+        (status.code(), status.origin(), status.delivery()),
+        (
+            Code::Unauthenticated,
+            Some(Origin::Client),
+            Some(Delivery::NotSent)
+        )
+    );
+    assert!(
+        status.message().contains("credentials over plaintext"),
+        "{status}"
+    );
+
+    let none = Credentials::none().interceptor().await.expect("nothing");
+    OperationsClient::builder(endpoint)
+        .auth(none)
+        .connect_lazy()
+        .expect("there is nothing to read");
+    OperationsClient::builder(endpoint)
+        .auth(auth)
+        .credentials_in_plaintext()
+        .connect_lazy()
+        .expect("it is allowed");
+}
+
+#[tokio::test]
+async fn clients_share_the_token_of_one_interceptor() {
+    let (one, two) = (emulator().await, emulator().await);
+    let source = Counting::default();
+    let first = OperationsClient::builder(one.endpoint())
+        .credentials(Credentials::custom(source.clone()))
+        .connect()
+        .await
+        .expect("it is there");
+    let auth = first.auth().expect("it has credentials").clone();
+    let second = OperationsClient::builder(two.endpoint())
+        .auth(auth)
+        .connect()
+        .await
+        .expect("it is there");
+    first.get_operation(NAME).await.expect("it runs");
+    second.get_operation(NAME).await.expect("it runs");
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 1);
+    for emulator in [one, two] {
+        let calls = emulator.calls();
+        assert_eq!(header(&calls[0], "authorization"), "Bearer t1");
+    }
+    let none = OperationsClient::builder("http://localhost:1").connect_lazy();
+    assert!(none.expect("no credentials").auth().is_none());
+}
+
+/// The token is renewed while a call with the old one is in flight.
+#[tokio::test(start_paused = true)]
+async fn a_late_rejection_of_a_replaced_token_does_not_affect_its_successor() {
+    let source = Counting::default();
+    let auth = Credentials::custom(source.clone()).interceptor().await;
+    let auth = auth.expect("a token");
+    // Rejects every call: those with the token `t1` after a minute.
+    let stack = service_fn(|request: http::Request<Body>| async move {
+        if request.headers()["authorization"] == "Bearer t1" {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        let response = http::Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "16");
+        Ok::<_, Infallible>(response.body(Body::empty()).expect("a response"))
+    });
+    let client = OperationsClient::new(stack).with_credentials(auth.clone());
+    let late = tokio::spawn({
+        let client = client.clone();
+        async move { client.get_operation(NAME).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    auth.rejected();
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
+
+    let status = late.await.expect("no panic").expect_err("rejected");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::Unauthenticated, Some(Origin::Server))
+    );
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
+
+    // A rejection of the current token starts a renewal.
+    client.get_operation(NAME).await.expect_err("rejected");
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(source.fetches.load(Ordering::Relaxed), 3);
+}
+
+/// A stack that is not ready for 10 seconds, and then fails with the `authorization` header as its
+/// message.
+#[derive(Clone)]
+struct Slow(tokio::time::Instant);
+
+impl tower::Service<http::Request<Body>> for Slow {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = std::future::Ready<Result<Self::Response, Status>>;
+
+    fn poll_ready(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Status>> {
+        if tokio::time::Instant::now() >= self.0 {
+            return std::task::Poll::Ready(Ok(()));
+        }
+        let (at, waker) = (self.0, cx.waker().clone());
+        tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            waker.wake();
+        });
+        std::task::Poll::Pending
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let authorization = request.headers()["authorization"].to_str().expect("ASCII");
+        std::future::ready(Err(Status::not_found(authorization)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_token_expires_while_the_stack_is_not_ready_waits_for_the_next() {
+    /// A source whose first token is valid for 5 seconds, and whose second one takes 7 seconds longer.
+    struct Late(AtomicUsize);
+
+    #[tonic::async_trait]
+    impl CallCredentials for Late {
+        async fn token(&self) -> Result<Token, Status> {
+            let now = tokio::time::Instant::now().into_std();
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Ok(Token::bearer("t1")?.expires_at(now + Duration::from_secs(5)));
+            }
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            Token::bearer("t2")
+        }
+    }
+
+    let auth = Credentials::custom(Late(AtomicUsize::new(0)))
+        .interceptor()
+        .await;
+    let ready_at = tokio::time::Instant::now() + Duration::from_secs(10);
+    let client = OperationsClient::new(Slow(ready_at)).with_credentials(auth.expect("a token"));
+    let status = client
+        .get_operation(NAME)
+        .await
+        .expect_err("the stack fails every call");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::NotFound, "Bearer t2")
+    );
 }

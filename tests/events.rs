@@ -216,9 +216,9 @@ async fn tokens_are_told_without_a_secret() {
         panic!("two events were expected: {said:?}");
     };
     assert!(
-        failed.contains(" no token has come code=Unavailable failure=\"not yet\" wait="),
+        failed.contains(" token refresh failed code=Unavailable failure=\"not yet\" retry_in="),
         "{failed}"
     );
-    assert!(came.contains(" a token has come renewed_in="), "{came}");
+    assert!(came.contains(" token refreshed renewed_in="), "{came}");
     assert!(!came.contains("PLANTED-SECRET"), "{came}");
 }

@@ -56,8 +56,8 @@ async fn a_shared_connection() -> Result<(), tonic::Status> {
     use longrunning::{Credentials, proto::operations_client::OperationsClient as OtherClient};
 
     let auth = Credentials::application_default().interceptor().await?;
-    let client = OperationsClient::builder("https://automl.googleapis.com").connect().await?;
-    let client = client.with_credentials(auth.clone());
+    let client = OperationsClient::builder("https://automl.googleapis.com").auth(auth.clone());
+    let client = client.connect().await?;
     let other = OtherClient::with_interceptor(client.stack().clone(), auth);
     // end
     Ok(())

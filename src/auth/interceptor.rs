@@ -1,35 +1,38 @@
-//! A tonic interceptor over what the owner task has published.
+//! The interceptor that adds a current token to each call.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 use tonic::{Code, Request, Status, service::Interceptor};
 
 use super::{
     CallCredentials, Token,
     failure::{of_call, unavailable},
-    renewal,
-    renewal::Published,
+    renewal::{self, Generation, Published, Signals},
 };
+use crate::{expiry::Expiry, task::runtime};
 
-/// How long `Credentials::interceptor` waits for the first token.
+/// How long `interceptor` and `connect` wait for the first token, at least.
 const FIRST_TOKEN: Duration = Duration::from_secs(10);
 
-/// Puts current credentials on each call: before our own client, or any other generated client of
-/// tonic's.
+/// A [`tonic` interceptor](Interceptor) that adds the headers of a current token to each call, for
+/// [`OperationsClient`](crate::OperationsClient) and for any other generated client.
 ///
-/// [`Credentials::interceptor`](super::Credentials::interceptor) makes one. Clones share one token, and one task that keeps it current. The task ends with the last clone.
+/// It is created by [`Credentials::interceptor`](super::Credentials::interceptor). Clones share one
+/// token, and one task that renews it. The task ends when the last clone is dropped.
 ///
-/// As an [`Interceptor`] it never waits. While there is no good token it refuses the call with why:
-/// `UNAVAILABLE` for what may pass by itself, `UNAUTHENTICATED` for what a person has to mend.
-/// Either way the task goes on trying. Who would rather wait calls [`ready`](Self::ready) first.
+/// As an [`Interceptor`] it never waits. While there is no valid token it fails the call:
+/// `UNAVAILABLE` for a temporary failure, `UNAUTHENTICATED` for a failure that a person has to fix.
+/// In both cases the task continues to fetch. To wait for a token, call [`ready`](Self::ready)
+/// first.
 ///
-/// It cannot see where the call goes: put it only before an `https` endpoint, or one on this
-/// machine.
+/// The interceptor does not know the endpoint of a call: use it only with an `https` endpoint, or
+/// one on this machine.
 ///
 /// ```
 /// # async fn example<S>(stack: S) -> Result<(), tonic::Status> {
@@ -37,7 +40,7 @@ const FIRST_TOKEN: Duration = Duration::from_secs(10);
 /// use tonic::service::interceptor::InterceptedService;
 ///
 /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
-/// // Before any generated client: `AutoMlClient::new(stack)`, or `with_interceptor(stack, auth)`.
+/// // For any generated client: `AutoMlClient::new(stack)`, or `with_interceptor(stack, auth)`.
 /// let stack = InterceptedService::new(stack, auth.clone());
 /// # Ok(())
 /// # }
@@ -50,14 +53,38 @@ pub struct AuthInterceptor {
 
 #[derive(Clone)]
 enum Headers {
-    /// Nothing to renew: no task, and no need of a runtime.
+    /// Headers that are never renewed: there is no task, and no runtime is needed.
     Fixed(Arc<[(HeaderName, HeaderValue)]>),
     Renewed(Arc<Renewed>),
 }
 
 struct Renewed {
     published: watch::Receiver<Published>,
-    rejected: Arc<Notify>,
+    signals: Arc<Signals>,
+}
+
+/// The token that a call is sent with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SentToken {
+    /// When it expires, if that is known.
+    pub(crate) expires: Option<Expiry>,
+    /// `None` for a token that is never renewed.
+    generation: Option<Generation>,
+}
+
+/// The state of an [`AuthInterceptor`]'s token, for logs and metrics.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TokenStatus {
+    /// Whether there is a valid token.
+    pub is_valid: bool,
+    /// When the current token expires; `None` if there is none, or if its expiry is not known.
+    pub expires_at: Option<SystemTime>,
+    /// Why the last fetch failed; `None` if it succeeded, or if no fetch has ended yet.
+    pub last_failure: Option<Status>,
+    /// When the next fetch is due; `None` while one is in progress, for a token that is
+    /// never renewed, and after the runtime has shut down.
+    pub next_fetch: Option<SystemTime>,
 }
 
 const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
@@ -71,117 +98,161 @@ impl AuthInterceptor {
         }
     }
 
+    /// Starts the task that renews the tokens of a source. A fetch takes at most `limit`.
     pub(super) fn renewed(
         source: Arc<dyn CallCredentials>,
+        limit: Duration,
         quota_project: Option<HeaderValue>,
     ) -> Result<Self, Status> {
-        let (published, rejected) = renewal::start(source)?;
-        let renewed = Renewed {
-            published,
-            rejected,
-        };
+        let (published, signals) = renewal::start(source, limit)?;
         Ok(Self {
-            headers: Headers::Renewed(Arc::new(renewed)),
+            headers: Headers::Renewed(Arc::new(Renewed { published, signals })),
             quota_project,
         })
     }
 
-    /// Waits until a call can have its credentials.
+    /// Returns whether this interceptor adds no credentials.
+    pub(crate) fn sends_nothing(&self) -> bool {
+        matches!(&self.headers, Headers::Fixed(headers) if headers.is_empty())
+    }
+
+    /// Waits until there is a valid token.
     ///
-    /// Returns at once if there is a good token, which is nearly always: it is renewed long before
-    /// it ends. A failure that may pass by itself is waited out; bound the wait with a timeout of
-    /// your own. Dropping the future loses nothing.
+    /// Returns immediately in most cases, because tokens are renewed well before they expire.
+    /// Temporary failures are tolerated; use [`tokio::time::timeout`] to limit the wait. This
+    /// method is cancel safe.
     ///
     /// # Errors
     ///
-    /// - `UNAUTHENTICATED`, `FAILED_PRECONDITION`: a person has to mend something; the message says
-    ///   what. At once.
-    /// - `UNAVAILABLE`: the runtime on which the token was renewed has ended.
+    /// - `UNAUTHENTICATED`, `FAILED_PRECONDITION`: a person has to fix what the message names. Returned
+    ///   immediately.
+    /// - `UNAVAILABLE`: the runtime that renewed the token has shut down.
     pub async fn ready(&self) -> Result<(), Status> {
-        match (self.look(), &self.headers) {
+        match (self.try_ready(), &self.headers) {
             (Some(outcome), _) => outcome,
             (None, Headers::Renewed(renewed)) => renewed.wait().await,
             (None, Headers::Fixed(_)) => Ok(()),
         }
     }
 
-    /// Tells what [`ready`](Self::ready) would, if it can at once.
-    pub(crate) fn look(&self) -> Option<Result<(), Status>> {
+    /// Returns the result of [`ready`](Self::ready); `None` if it would wait.
+    pub(crate) fn try_ready(&self) -> Option<Result<(), Status>> {
         match &self.headers {
             Headers::Fixed(_) => Some(Ok(())),
-            Headers::Renewed(renewed) => renewed.look(),
+            Headers::Renewed(renewed) => renewed.try_ready(),
         }
     }
 
-    /// Reports that a server answered `UNAUTHENTICATED`, so that a new token is fetched.
+    /// Reports that a server answered `UNAUTHENTICATED` to a call with the current token, so that a
+    /// new token is fetched.
     ///
     /// The token is renewed after a random delay of up to 10 seconds, no matter how often this is
-    /// called. If the new token is reported as well, this limit doubles, up to 5 minutes. Until then
-    /// the current token is still sent, because other servers may accept it.
-    /// [`OperationsClient`](crate::OperationsClient) calls this itself.
+    /// called. The maximum delay doubles, up to 5 minutes, while new tokens are reported as well.
+    /// Until then the current token is still sent, because other servers may accept it. Does
+    /// nothing if the token is never renewed.
+    ///
+    /// [`OperationsClient`](crate::OperationsClient) does this itself, and only for the token that the call was
+    /// sent with: a rejection that arrives after that token was replaced does not affect the new one.
     pub fn rejected(&self) {
-        if let Headers::Renewed(renewed) = &self.headers {
-            renewed.rejected.notify_one();
+        let Headers::Renewed(renewed) = &self.headers else {
+            return;
+        };
+        let current = renewed
+            .published
+            .borrow()
+            .current
+            .as_ref()
+            .map(|it| it.generation);
+        if let Some(token) = current {
+            renewed.signals.reject(token);
         }
     }
 
-    /// Why there is no good token, for a caller whose time was up in [`ready`](Self::ready).
-    ///
-    /// `None` if there is one, or if no fetch has failed so far.
-    pub fn last_failure(&self) -> Option<Status> {
-        let Headers::Renewed(renewed) = &self.headers else {
-            return None;
-        };
-        renewed.ended().err().or_else(|| {
-            let published = renewed.published.borrow();
-            published
-                .failure()
-                .filter(|_| !published.is_valid())
-                .cloned()
-        })
+    /// Reports that a server answered `UNAUTHENTICATED` to a call that was sent with this token.
+    pub(crate) fn rejected_token(&self, sent: SentToken) {
+        if let (Headers::Renewed(renewed), Some(token)) = (&self.headers, sent.generation) {
+            renewed.signals.reject(token);
+        }
     }
 
-    /// Adds the headers of the current token. Returns when it expires, if that is known.
+    /// Returns the state of the token.
+    pub fn status(&self) -> TokenStatus {
+        let fixed = |last_failure: Option<Status>| TokenStatus {
+            is_valid: last_failure.is_none(),
+            expires_at: None,
+            last_failure,
+            next_fetch: None,
+        };
+        let renewed = match &self.headers {
+            Headers::Fixed(_) => return fixed(None),
+            Headers::Renewed(renewed) => renewed,
+        };
+        if let Err(ended) = renewed.ended() {
+            return fixed(Some(ended));
+        }
+        let published = renewed.published.borrow();
+        let current = published.current.as_ref();
+        TokenStatus {
+            is_valid: published.is_valid(),
+            expires_at: current.and_then(|it| it.expiry?.system_time()),
+            last_failure: published.failure.clone(),
+            next_fetch: published.next_fetch.and_then(Expiry::system_time),
+        }
+    }
+
+    /// Adds the headers of the current token, and returns which token that was.
     ///
     /// # Errors
     ///
-    /// Why there is no token.
-    pub(crate) fn sign(&self, to: &mut HeaderMap) -> Result<Option<Instant>, Status> {
-        let mut expires = None;
-        // The quota project of this one call, if it has its own, is the caller's choice.
+    /// The reason why there is no valid token.
+    pub(crate) fn add_headers(&self, to: &mut HeaderMap) -> Result<SentToken, Status> {
+        let mut sent = SentToken::default();
+        // The call's own quota project is kept.
         let quota_project = to.get(QUOTA_PROJECT).cloned();
         match &self.headers {
             Headers::Fixed(headers) => insert(to, headers),
             Headers::Renewed(renewed) => {
                 renewed.ended()?;
                 let published = renewed.published.borrow();
-                insert(to, published.headers().map_err(of_call)?);
-                expires = published.valid_until();
+                let current = published.valid().map_err(|failure| {
+                    renewed.request_if_due(&published);
+                    of_call(failure)
+                })?;
+                insert(to, &current.headers);
+                sent.expires = current.expiry;
+                sent.generation = Some(current.generation);
             }
         }
         if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
             to.insert(QUOTA_PROJECT, project);
         }
-        Ok(expires)
+        Ok(sent)
     }
 
-    /// Waits for the first token as long as set-up may take.
-    pub(super) async fn first_token(self) -> Result<Self, Status> {
-        if let Headers::Fixed(_) = self.headers {
-            return Ok(self);
+    /// Waits for the first token: for 10 s, or longer if the first fetch has not ended by then.
+    pub(crate) async fn first_token(self) -> Result<Self, Status> {
+        // Fixed headers need no runtime, and so no timer.
+        if let Some(outcome) = self.try_ready() {
+            return outcome.map(|()| self);
         }
-        match timeout(FIRST_TOKEN, self.ready()).await {
-            Ok(outcome) => outcome.map(|()| self),
-            Err(_) => Err(self
-                .last_failure()
-                .unwrap_or_else(|| unavailable(format!("no token within {FIRST_TOKEN:?}")))),
+        runtime("waiting for a token")?;
+        if let Ok(outcome) = timeout(FIRST_TOKEN, self.ready()).await {
+            return outcome.map(|()| self);
+        }
+        if let Headers::Renewed(renewed) = &self.headers {
+            renewed.first_fetch().await;
+        }
+        let status = self.status();
+        match status.last_failure {
+            Some(failure) if !status.is_valid => Err(failure),
+            _ => Ok(self),
         }
     }
 }
 
 impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        self.sign(request.metadata_mut().as_mut())?;
+        self.add_headers(request.metadata_mut().as_mut())?;
         Ok(request)
     }
 }
@@ -193,8 +264,8 @@ fn insert(to: &mut HeaderMap, headers: &[(HeaderName, HeaderValue)]) {
 }
 
 impl Renewed {
-    /// Tells what a waiting caller would be told now; `None` if it should go on waiting.
-    fn look(&self) -> Option<Result<(), Status>> {
+    /// Returns the result for a waiting caller; `None` if it should continue to wait.
+    fn try_ready(&self) -> Option<Result<(), Status>> {
         if let Err(ended) = self.ended() {
             return Some(Err(ended));
         }
@@ -202,8 +273,10 @@ impl Renewed {
         if published.is_valid() {
             return Some(Ok(()));
         }
+        self.request_if_due(&published);
         published
-            .failure()
+            .failure
+            .as_ref()
             .filter(|failure| failure.code() != Code::Unavailable)
             .map(|failure| Err(failure.clone()))
     }
@@ -212,25 +285,41 @@ impl Renewed {
         let mut published = self.published.clone();
         loop {
             published.mark_unchanged();
-            if let Some(outcome) = self.look() {
+            if let Some(outcome) = self.try_ready() {
                 return outcome;
             }
-            // An error says that the owner has ended, which the next look tells.
+            // An error means that the task has ended, which `try_ready` reports.
             let _ = published.changed().await;
         }
     }
 
+    /// Waits until a fetch has ended.
+    async fn first_fetch(&self) {
+        let mut published = self.published.clone();
+        let has_ended = |it: &Published| it.current.is_some() || it.failure.is_some();
+        // An error means that the task has ended, which the caller finds out.
+        let _ = published.wait_for(has_ended).await;
+    }
+
+    /// Requests a fetch if one is due.
+    fn request_if_due(&self, published: &Published) {
+        if published.is_due() {
+            self.signals.request();
+        }
+    }
+
+    /// Returns an error if the renewal task has ended.
     fn ended(&self) -> Result<(), Status> {
         self.published.has_changed().map(drop).map_err(|_| {
             unavailable(
-                "the tokio runtime on which the token was renewed has ended: make the interceptor \
-                 on one that outlives its clients",
+                "the tokio runtime that renewed the token has shut down: create the interceptor on a \
+                 runtime that outlives its clients",
             )
         })
     }
 }
 
-// Neither token nor failure: both are someone's secret, or someone's business.
+// The token is secret, and a failure may name paths and accounts.
 impl fmt::Debug for AuthInterceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headers = match &self.headers {

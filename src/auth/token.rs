@@ -1,18 +1,22 @@
-//! A source of tokens, and what it hands out: the headers of a call, and how long they are good for.
+//! Tokens, and custom sources of tokens.
 
 use std::{
     fmt,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::{HeaderName, HeaderValue};
 use tonic::Status;
 
 use super::failure::refused;
+use crate::expiry::Expiry;
 
-/// A source of tokens of one's own.
+/// A custom source of tokens.
 ///
-/// Only one task calls it, one call at a time, so it needs no cache and no lock.
+/// Each client, or [`AuthInterceptor`](crate::AuthInterceptor), that is created from the
+/// credentials fetches one token at a time, and shares it with its clones, so most sources need no
+/// cache. Calls can overlap if a fetch blocks its thread for longer than the time limit, or if
+/// several clients are created from the same [`Credentials`](crate::Credentials).
 ///
 /// ```
 /// use longrunning::{CallCredentials, Credentials, Token};
@@ -33,71 +37,56 @@ use super::failure::refused;
 pub trait CallCredentials: Send + Sync + 'static {
     /// Fetches a token.
     ///
-    /// The future is dropped if it takes longer than 8 s, or if nobody needs the token any more.
+    /// Each fetch runs in its own task, which is cancelled after 8 s, or when the last client is
+    /// dropped. If it panics, only this fetch fails. A fetch that blocks its thread cannot be
+    /// cancelled. It blocks no worker of a multi-threaded runtime, and while two fetches block, no
+    /// further one is started.
     ///
     /// # Errors
     ///
-    /// - `UNAVAILABLE`: a temporary failure. Calls wait for the next attempt, within their deadlines.
-    /// - `UNAUTHENTICATED`: a failure that a person has to fix. Calls fail immediately.
-    /// - `FAILED_PRECONDITION`: the same, for a wrong set-up. Only `connect`, `interceptor` and `ready`
-    ///   return it; calls end with `UNAUTHENTICATED`.
-    /// - `INVALID_ARGUMENT`, `NOT_FOUND`, `OUT_OF_RANGE`, `PERMISSION_DENIED` and `UNIMPLEMENTED` count as
-    ///   `UNAUTHENTICATED`, and all other codes as `UNAVAILABLE`.
+    /// They affect calls only while there is no valid token.
     ///
-    /// The message reaches the callers.
+    /// - `UNAVAILABLE`: a temporary failure. `OperationsClient` waits for the next fetch, within the
+    ///   deadline of the call; other clients with the interceptor fail with this status.
+    /// - `UNAUTHENTICATED`: a failure that a person has to fix. Calls fail immediately.
+    /// - `FAILED_PRECONDITION`: the same, for a mistake in the set-up. `connect`, `interceptor` and
+    ///   `ready` return it; calls fail with `UNAUTHENTICATED`.
+    /// - `INVALID_ARGUMENT`, `NOT_FOUND`, `OUT_OF_RANGE`, `PERMISSION_DENIED` and `UNIMPLEMENTED`
+    ///   become `UNAUTHENTICATED`, and all other codes `UNAVAILABLE`.
+    ///
+    /// Callers get the message unchanged. A [`RetryInfo`](crate::proto::rpc::RetryInfo) in the details
+    /// delays the next fetch, by at most one hour plus jitter.
     async fn token(&self) -> Result<Token, Status>;
 
-    /// Hears that a server refused the last token, before the next is fetched. Default is to do
-    /// nothing; a source that caches drops its cache here.
+    /// Called before the next fetch if a server rejected the current token. Implement it to clear a
+    /// cache. The default implementation does nothing.
     fn rejected(&self) {}
 }
 
-/// What a source of credentials hands out: the headers that each call carries, and how long they
-/// are good for.
+/// The headers that a source of credentials adds to each call, and their expiry.
 ///
 /// ```
-/// use std::time::{Duration, Instant};
+/// use std::time::{Duration, SystemTime};
 /// use longrunning::Token;
 ///
-/// let token = Token::bearer("ya29.c")?.expires_at(Instant::now() + Duration::from_secs(3600));
+/// let in_an_hour = SystemTime::now() + Duration::from_secs(3600);
+/// let token = Token::bearer("ya29.c")?.expires_at_system_time(in_an_hour);
 /// assert!(!format!("{token:?}").contains("ya29"));
 /// # Ok::<(), tonic::Status>(())
 /// ```
 pub struct Token {
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(super) expires_at: Option<Instant>,
+    pub(super) expiry: Option<Expiry>,
     pub(super) renew_after: Option<Duration>,
-    pub(super) lease: Option<Lease>,
-}
-
-/// A way to look at a token whose expiry is not known.
-pub(super) struct Lease {
-    pub(super) every: Duration,
-    pub(super) look: Box<dyn FnMut() -> Look + Send + Sync>,
-}
-
-/// What a look at a token says of it. All but the first end the looking.
-#[cfg_attr(
-    not(any(feature = "google-authz", feature = "google-cloud-auth")),
-    allow(dead_code)
-)]
-pub(super) enum Look {
-    /// It is good for so long from now at least.
-    GoodFor(Duration),
-    /// It should be renewed; it is good for as long as the look before said.
-    Renew,
-    /// It is good no more.
-    #[cfg_attr(not(feature = "google-cloud-auth"), allow(dead_code))]
-    Ended,
 }
 
 impl Token {
-    /// Makes an access token: the header `authorization: Bearer <token>`.
+    /// Creates an access token: the header `authorization: Bearer <token>`.
     ///
     /// # Errors
     ///
-    /// `UNAUTHENTICATED` if the token is empty or cannot stand in a header. A line break at the
-    /// end, as files have it, is such a case.
+    /// `UNAUTHENTICATED` if the token is empty or cannot be sent in a header, because of a line
+    /// break at its end for example.
     pub fn bearer(token: &str) -> Result<Self, Status> {
         if token.is_empty() {
             return Err(refused("the access token is empty"));
@@ -105,24 +94,24 @@ impl Token {
         Self::header("authorization", &format!("Bearer {token}"))
     }
 
-    /// Makes a token of any header, for a service that takes its credentials in another form.
+    /// Creates a token with a custom header, for a service that takes its credentials in another form.
     ///
     /// # Errors
     ///
-    /// `UNAUTHENTICATED` if the name is not a valid name of a text header, if it is reserved by HTTP/2
-    /// or gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the like), or if the value
-    /// contains anything but printable ASCII characters.
+    /// `UNAUTHENTICATED` if the name is not a valid name of a text header or ends in `-bin`, if it
+    /// is reserved by HTTP/2 or gRPC (`te`, `host`, `connection`, `content-*`, `grpc-*` and the
+    /// like), or if the value ends with a space or contains anything but printable ASCII
+    /// characters.
     pub fn header(name: &str, value: &str) -> Result<Self, Status> {
         let none = Self {
             headers: Vec::new(),
-            expires_at: None,
+            expiry: None,
             renew_after: None,
-            lease: None,
         };
         none.and_header(name, value)
     }
 
-    /// Adds a header. One of the same name is replaced.
+    /// Adds a header. It replaces a header of the same name.
     ///
     /// # Errors
     ///
@@ -133,34 +122,25 @@ impl Token {
         Ok(self)
     }
 
-    /// Sets when the token ends. Default is not known.
+    /// Sets when the token expires.
     ///
-    /// It is renewed when about three quarters of the time until then are over, and never sent
-    /// afterwards. One that ends before the token that is there does not take its place, unless a
-    /// server refused that one. One whose end is not known is renewed after about 5 minutes, and
-    /// sent for as long as there is no newer one.
+    /// A token is renewed after 70 to 80 % of its remaining lifetime, and not sent after it has
+    /// expired on the monotonic or the system clock. A token that expires before the current one
+    /// does not replace it, unless a server rejected the current one. A token whose expiry is not
+    /// known is renewed after 4 to 5 minutes, and is sent until there is a newer one.
+    ///
+    /// Defaults to an unknown expiry.
     #[must_use]
     pub fn expires_at(mut self, instant: Instant) -> Self {
-        self.expires_at = Some(instant);
+        self.expiry = Some(Expiry::at(instant.into()));
         self
     }
 
-    /// Sets when the token is renewed, if its end is not known.
-    #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-    pub(super) fn renew_after(mut self, time: Duration) -> Self {
-        self.renew_after = Some(time);
-        self
-    }
-
-    /// Sets how, and how often, to find out whether the token is still good, if its end is not known.
-    #[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
-    pub(super) fn lease(
-        mut self,
-        every: Duration,
-        look: impl FnMut() -> Look + Send + Sync + 'static,
-    ) -> Self {
-        let look = Box::new(look);
-        self.lease = Some(Lease { every, look });
+    /// Sets the expiry of the token as a time of the system clock. See
+    /// [`expires_at`](Self::expires_at).
+    #[must_use]
+    pub fn expires_at_system_time(mut self, time: SystemTime) -> Self {
+        self.expiry = Some(Expiry::at_system_time(time));
         self
     }
 
@@ -175,14 +155,15 @@ impl fmt::Debug for Token {
         let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("Token")
             .field("headers", &names)
-            .field("expires_at", &self.expires_at)
+            .field("expires_at", &self.expiry.and_then(Expiry::system_time))
             .finish_non_exhaustive()
     }
 }
 
-/// Makes a header that is marked as secret: HTTP/2 does not index it, and `Debug` does not show it.
+/// Creates a header that is marked as sensitive: HTTP/2 does not index it, and `Debug` does not
+/// print it.
 ///
-/// The errors name the header and never the value.
+/// The errors name the header, and do not contain the value.
 pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Status> {
     let key = HeaderName::from_bytes(name.as_bytes())
         .ok()
@@ -194,7 +175,7 @@ pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
              that the service defines"
         )));
     }
-    // Visible ASCII only: what `HeaderValue` also takes would be another token at the server.
+    // `HeaderValue` also accepts bytes that are not ASCII, which servers may decode as another token.
     let mut value = Some(value)
         .filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)))
         .filter(|value| !value.ends_with(' '))
@@ -224,13 +205,13 @@ fn is_reserved(name: &str) -> bool {
     CONNECTION.contains(&name) || name.starts_with("content-") || name.starts_with("grpc-")
 }
 
-/// Name and value are easily swapped: what is no name may be the secret.
+/// Returns the message for an invalid name. Name and value are easily swapped, so what is not a
+/// name may be the secret.
 fn no_name(name: &str) -> String {
     const LONGEST: usize = 32;
-    match name.len() <= LONGEST && !name.contains(' ') {
-        true => format!("{name:?} is not the name of a text header"),
-        false => "what was given first is not the name of a text header: give the name, and then \
-                  the value"
-            .to_owned(),
+    if name.len() <= LONGEST && !name.contains(' ') {
+        return format!("{name:?} is not the name of a text header");
     }
+    "the first argument is not the name of a text header: give the name, and then the value"
+        .to_owned()
 }

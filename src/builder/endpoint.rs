@@ -70,19 +70,27 @@ impl Endpoint {
         }
     }
 
-    /// Whether what goes there can be read on the way: it is not encrypted, and leaves this machine.
+    /// Returns whether the scheme is `http`.
+    pub(crate) fn is_plaintext(&self) -> bool {
+        let uri = self.uri.as_ref();
+        uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
+    }
+
+    /// Returns whether calls can be read on the way: they are not encrypted, and leave this machine.
     pub(crate) fn is_open_to_others(&self) -> bool {
-        let Ok(uri) = &self.uri else {
-            return false; // nothing will go there
-        };
-        let host = uri.host().unwrap_or_default();
+        self.is_plaintext() && self.remote_host().is_some()
+    }
+
+    /// Returns the host, unless it is this machine.
+    pub(crate) fn remote_host(&self) -> Option<&str> {
+        let host = self.uri.as_ref().ok()?.host()?;
         let address = host.trim_start_matches('[').trim_end_matches(']');
-        let local = match address.parse::<IpAddr>() {
+        let is_local = match address.parse::<IpAddr>() {
             Ok(address) => address.to_canonical().is_loopback(),
-            Err(_) => is_localhost(host),
+            // `into_parts` refuses an empty host.
+            Err(_) => host.is_empty() || is_localhost(host),
         };
-        // What is no address at all is refused for that.
-        uri.scheme() == Some(&Scheme::HTTP) && !host.is_empty() && !local
+        (!is_local).then_some(host)
     }
 
     /// Checks that it is what gRPC can call.

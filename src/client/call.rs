@@ -78,9 +78,17 @@ impl<S: Stack> OperationsClient<S> {
     }
 
     /// Returns the client's credentials, unless the metadata of the call has an `authorization` header.
-    fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Option<&AuthInterceptor> {
+    ///
+    /// # Errors
+    ///
+    /// `UNAUTHENTICATED`: they would be sent over plaintext.
+    fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Result<Option<&AuthInterceptor>, Status> {
         let auth = self.settings.auth.as_ref();
-        auth.filter(|_| !call.headers().contains_key(AUTHORIZATION))
+        let auth = auth.filter(|_| !call.headers().contains_key(AUTHORIZATION));
+        match (auth, &self.settings.plaintext_error) {
+            (Some(auth), Some(why)) if !auth.sends_nothing() => Err(auth::of_call(why.clone())),
+            _ => Ok(auth),
+        }
     }
 
     async fn attempt<R: Rpc>(
@@ -94,9 +102,9 @@ impl<S: Stack> OperationsClient<S> {
                 return Err(late::<R>(&attempt, None, None));
             }
         }
-        let auth = self.auth_of(call);
+        let auth = self.auth_of(call)?;
         let mut waits = WaitTimes::default();
-        let result = loop {
+        loop {
             if let Some(auth) = auth {
                 let waited = token::<R>(auth, &attempt, &waits).await?;
                 waits.token += waited;
@@ -110,21 +118,12 @@ impl<S: Stack> OperationsClient<S> {
                     let unsent = status::cause(&status);
                     attempt.is_resent |= matches!(unsent, Some(Unsent::CredentialsExpired));
                 }
-                result => break result,
+                result => return result,
             }
-        };
-        if let Some(auth) = auth
-            && let Err(status) = &result
-            && status.code() == Code::Unauthenticated
-            // A gateway in front of the server may have sent it, too.
-            && status.origin() != Some(Origin::Client)
-        {
-            auth.rejected();
         }
-        result
     }
 
-    /// Sends the request over a stack that is ready, and waits for the response until the deadline.
+    /// Creates the request, sends it over a stack that is ready, and waits for the response until the deadline.
     async fn send<R: Rpc>(
         &self,
         call: &Call<R>,
@@ -137,17 +136,30 @@ impl<S: Stack> OperationsClient<S> {
         let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
         // Needed only if the attempt may time out before its call.
         let is_committed = attempt.has_own_deadline().then(Arc::<AtomicBool>::default);
-        let request = call.request(attempt, auth, limit, is_committed.as_ref())?;
+        let (request, sent) = call.request(attempt, auth, limit, is_committed.as_ref())?;
         header::check_size(
             request.headers(),
             attempt.previous > 0,
             self.max_header_list_size(),
         )?;
+        let exchange = async {
+            let result = call
+                .exchange(stack, request, limit, is_committed.as_deref())
+                .await;
+            if let (Err(status), Some(auth)) = (&result, auth)
+                && status.code() == Code::Unauthenticated
+                // A gateway in front of the server may have sent it, too.
+                && status.origin() != Some(Origin::Client)
+            {
+                auth.rejected_token(sent);
+            }
+            result
+        };
         let Some(deadline) = attempt.deadline else {
-            return call.exchange(stack, request, limit, None).await;
+            return exchange.await;
         };
         // Pinned here, so that the macro does not move the large future.
-        let mut exchange = pin!(call.exchange(stack, request, limit, is_committed.as_deref()));
+        let mut exchange = pin!(exchange);
         let result = tokio::select! {
             biased;
             result = &mut exchange => Poll::Ready(result),
@@ -211,22 +223,24 @@ impl WaitTimes {
 /// - The failure of the credentials, if one is known.
 /// - `DEADLINE_EXCEEDED`: the deadline has passed.
 /// - `UNAVAILABLE`: the call has no deadline, and there was no token within 10 seconds.
+/// - `FAILED_PRECONDITION`: there is no tokio runtime.
 async fn token<R: Rpc>(
     auth: &AuthInterceptor,
     attempt: &Attempt,
     waits: &WaitTimes,
 ) -> Result<Duration, Status> {
-    match auth.look() {
+    match auth.try_ready() {
         Some(Ok(())) => return Ok(Duration::ZERO),
         Some(Err(failure)) => {
             // The task that renews the token may be on this very thread, and a caller that retries in a
             // loop would not let it run.
             yield_now().await;
-            let outcome = auth.look().unwrap_or(Err(failure));
+            let outcome = auth.try_ready().unwrap_or(Err(failure));
             return outcome.map(|()| Duration::ZERO).map_err(auth::of_call);
         }
         None => {}
     }
+    runtime("waiting for a token")?;
     let begun = Instant::now();
     let until = attempt.call_deadline.map(|deadline| deadline.at());
     let until = until.unwrap_or(begun + TOKEN_TIMEOUT);
@@ -235,7 +249,7 @@ async fn token<R: Rpc>(
         Err(_) => {
             let waited = waits.before(Waited::new(Stage::Token, begun.elapsed()));
             let call = attempt.without_own_deadline();
-            return Err(match (auth.last_failure(), call.deadline) {
+            return Err(match (auth.status().last_failure, call.deadline) {
                 (Some(failure), _) => no_token(failure, &waited),
                 (None, Some(_)) => late::<R>(&call, Some(waited), None),
                 (None, None) => local(Code::Unavailable, format!("credentials: {waited}")),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::HeaderValue;
-use tonic::Request;
+use tonic::{Request, Status};
 
 use super::{
     OperationsClient,
@@ -18,6 +18,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
     pub(super) auth: Option<AuthInterceptor>,
+    /// The error of calls that would send credentials over plaintext.
+    pub(super) plaintext_error: Option<Status>,
     pub(super) timeout: Timeout,
     pub(super) retry: Option<Retry>,
     pub(super) max_decoding_message_size: Option<usize>,
@@ -59,13 +61,16 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Shows these credentials with every call.
+    /// Sends these credentials with every call.
     ///
-    /// A call waits while there is no token yet: within its deadline, or 10 seconds where it has
-    /// none. An `UNAUTHENTICATED` has a new token fetched, and reaches the caller as it is. A request
-    /// whose metadata has an `authorization` keeps it, and gets nothing from these.
+    /// While there is no token, a call waits until its deadline, or for 10 seconds if it has no
+    /// deadline. If the server answers `UNAUTHENTICATED`, the caller gets that status, and a new
+    /// token is fetched. A request with its own `authorization` header keeps that header.
     ///
-    /// They are sent over whatever connection the stack has, also one without TLS.
+    /// The rules for plaintext of [`Builder::credentials`](crate::Builder::credentials) apply to a
+    /// client from [`builder`](OperationsClient::builder): calls that break them fail with
+    /// `UNAUTHENTICATED`. A client from [`new`](Self::new) always sends credentials, because its
+    /// endpoint is not known.
     ///
     /// ```
     /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
@@ -80,6 +85,20 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
         self.settings.auth = Some(credentials);
+        self
+    }
+
+    /// Returns the client's credentials.
+    ///
+    /// Another client can share their token, and they return the [status](AuthInterceptor::status)
+    /// of it.
+    pub const fn auth(&self) -> Option<&AuthInterceptor> {
+        self.settings.auth.as_ref()
+    }
+
+    /// Sets the error of calls that would send credentials.
+    pub(crate) fn with_plaintext_error(mut self, error: Option<Status>) -> Self {
+        self.settings.plaintext_error = error;
         self
     }
 
@@ -120,13 +139,15 @@ impl<S> OperationsClient<S> {
 
     /// Sets the maximum total size of the headers of a request.
     ///
-    /// The size includes metadata, credentials, the routing header, the headers of gRPC itself, and 368
-    /// bytes for the pseudo-headers and the header of retries. Each header counts 32 bytes more than its name and value, as in
+    /// The size includes metadata, credentials, the routing header, the headers of gRPC itself, and
+    /// 368 bytes for the pseudo-headers and the header of retries. Each header counts 32 bytes more
+    /// than its name and value, as in
     /// [HTTP/2](https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2).
     ///
     /// A request with larger headers ends with `INVALID_ARGUMENT`, whose message names the largest
-    /// header; nothing is sent. Raise the limit only if the server, and each proxy in front of it, accepts
-    /// more: others refuse the call, or close the connection, which fails the other calls on it.
+    /// header; nothing is sent. Raise the limit only if the server, and each proxy in front of it,
+    /// accepts more: others refuse the call, or close the connection, which fails the other calls
+    /// on it.
     ///
     /// Defaults to 8 KiB, the limit that
     /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests)

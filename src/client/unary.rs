@@ -29,7 +29,7 @@ use super::{
     rpc::Rpc,
 };
 use crate::{
-    auth::AuthInterceptor,
+    auth::{AuthInterceptor, SentToken},
     deadline::{self, GRPC_TIMEOUT},
     retry::Attempt,
     status::classify,
@@ -87,8 +87,8 @@ impl<R: Rpc> Call<R> {
         &self.headers
     }
 
-    /// Returns the request of an attempt. Called when the stack is ready, because it adds `grpc-timeout`
-    /// and the credentials.
+    /// Returns the request of an attempt, and the token that it carries. Called when the stack is ready,
+    /// because it adds `grpc-timeout` and the credentials.
     ///
     /// # Errors
     ///
@@ -99,16 +99,16 @@ impl<R: Rpc> Call<R> {
         auth: Option<&AuthInterceptor>,
         limit: usize,
         is_committed: Option<&Arc<AtomicBool>>,
-    ) -> Result<http::Request<Body>, Status> {
+    ) -> Result<(http::Request<Body>, SentToken), Status> {
         let deadline = attempt.deadline.map(|deadline| deadline.at());
         let mut headers = self.template.headers(&self.headers, deadline.is_some());
         if let Some(deadline) = deadline {
             deadline::set_remaining(&mut headers, deadline, self.template.timeout_cache());
         }
         self.set_routing(&mut headers);
-        let credentials_expire = match auth {
-            Some(auth) => auth.sign(&mut headers)?,
-            None => None,
+        let sent = match auth {
+            Some(auth) => auth.add_headers(&mut headers)?,
+            None => SentToken::default(),
         };
         if auth.is_none() && !self.headers.contains_key(AUTHORIZATION) {
             headers.remove(AUTHORIZATION);
@@ -119,12 +119,12 @@ impl<R: Rpc> Call<R> {
         }
         let unary = Unary {
             limit,
-            credentials_expire,
+            credentials_expire: sent.expires,
             deadline,
             is_retry: attempt.previous > 0 || attempt.is_resent,
             is_committed: is_committed.cloned(),
         };
-        Ok(self.framed(headers, unary))
+        Ok((self.framed(headers, unary), sent))
     }
 
     /// Sends a request over a stack that is ready, and receives the response.

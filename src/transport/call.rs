@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use super::body::ResponseBody;
 use crate::{
     deadline::{self, Deadline, Stage, Waited},
+    expiry::Expiry,
     status::{Delivery, Origin, caused},
 };
 
@@ -27,7 +28,7 @@ pub(crate) struct Unary {
     /// The largest message that the caller accepts, in bytes.
     pub(crate) limit: usize,
     /// When the credentials in the request's headers expire.
-    pub(crate) credentials_expire: Option<Instant>,
+    pub(crate) credentials_expire: Option<Expiry>,
     /// The caller's exact deadline; `grpc-timeout` is rounded up.
     pub(crate) deadline: Option<Instant>,
     /// Whether this is a retry of a failed call. The transport then does not retry it by itself if the
@@ -91,7 +92,9 @@ impl PendingCall {
         }
         let expire = self.unary.as_ref()?.credentials_expire?;
         let message = "the call's credentials expired while it was queued for a stream";
-        (now >= expire).then(|| Unsent::CredentialsExpired.status(message))
+        expire
+            .has_passed()
+            .then(|| Unsent::CredentialsExpired.status(message))
     }
 
     /// Sets `grpc-timeout` to the remaining time, unless less than 1/64 of it has passed: the client rounds

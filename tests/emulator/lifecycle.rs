@@ -88,7 +88,7 @@ fn outside_of_a_runtime_it_says_what_it_needs() {
     };
     let status = answer.expect_err("there is no runtime");
     assert_eq!(status.code(), Code::FailedPrecondition);
-    let message = "an emulator needs a tokio runtime: make it within one";
+    let message = "an emulator needs a tokio runtime: run it within one";
     assert_eq!(status.message(), message);
 }
 

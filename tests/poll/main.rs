@@ -210,7 +210,7 @@ fn outside_a_runtime_a_poll_is_refused() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(
         status.message(),
-        "a call needs a tokio runtime: make it within one"
+        "a call needs a tokio runtime: run it within one"
     );
     assert!(emulator.calls().is_empty());
 }

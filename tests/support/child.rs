@@ -101,6 +101,18 @@ impl Process {
         panic!("{answer:?} never came; last was {last:?}");
     }
 
+    /// Looks until the answer is no longer this one, and returns the new one.
+    pub(crate) async fn until_not(&mut self, order: &str, answer: &str) -> String {
+        for _ in 0..400 {
+            let new = self.tell(order).await;
+            if new != answer {
+                return new;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the answer is still {answer:?}");
+    }
+
     /// Lets it end, and returns all that it ever said, its log at TRACE among it.
     pub(crate) async fn end(mut self) -> String {
         drop(self.stdin);
@@ -133,6 +145,7 @@ pub(crate) async fn set_up(credentials: &str, variables: &[(&str, &Path)]) -> (S
 /// - `reject`: tells that the server has refused
 /// - `call ADDRESS`: waits, and then makes a call; says only how it went, and no header
 /// - `burst`: ten thousand callers at once
+/// - `chdir PATH`: changes the working directory
 ///
 /// Where nobody has started it as a child, it tests one.
 pub(crate) fn obey() {
@@ -164,7 +177,7 @@ pub(crate) fn obey() {
                 continue;
             }
         };
-        trace::note(&format!("{auth:?} {:?}", auth.last_failure()));
+        trace::note(&format!("{auth:?} {:?}", auth.status()));
         say(&match order.as_str() {
             "look" => look(auth),
             "ready" => match runtime.block_on(auth.ready()) {
@@ -179,6 +192,10 @@ pub(crate) fn obey() {
                 runtime.block_on(make_call(auth, &call["call ".len()..]))
             }
             "burst" => runtime.block_on(burst(auth)),
+            chdir if chdir.starts_with("chdir ") => {
+                std::env::set_current_dir(&chdir["chdir ".len()..]).unwrap();
+                "changed".to_owned()
+            }
             order => panic!("no such order: {order}"),
         });
     }
@@ -251,6 +268,7 @@ fn credentials(text: &str) -> Credentials {
     match text.split_once(':').unwrap_or((text, "")) {
         ("adc", _) => Credentials::application_default(),
         ("file", path) => Credentials::file(path),
+        ("self_signed", path) => Credentials::file(path).with_self_signed_jwt(),
         ("json", text) => Credentials::json(text),
         ("metadata", "") => Credentials::metadata_server(None),
         ("metadata", account) => Credentials::metadata_server(Some(account)),

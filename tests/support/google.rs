@@ -9,13 +9,14 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, crypto::ring::default_provider, pki_types::PrivateKeyDer},
@@ -39,6 +40,8 @@ pub(crate) struct Desk {
     reply: Arc<Mutex<Option<Reply>>>,
     seconds: Arc<Mutex<u64>>,
     pub(crate) requests: Arc<AtomicUsize>,
+    /// When each request came.
+    pub(crate) times: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Desk {
@@ -47,6 +50,7 @@ impl Desk {
             reply: Arc::default(),
             seconds: Arc::new(Mutex::new(3600)),
             requests: Arc::default(),
+            times: Arc::default(),
         }
     }
 
@@ -65,6 +69,7 @@ impl Desk {
     }
 
     fn reply(&self) -> Reply {
+        self.times.lock().unwrap().push(Instant::now());
         let n = self.requests.fetch_add(1, SeqCst) + 1;
         let reply = self.reply.lock().unwrap().clone();
         let seconds = *self.seconds.lock().unwrap();
@@ -76,7 +81,7 @@ impl Desk {
     }
 }
 
-/// The metadata server.
+/// The metadata server. It fails the test if it is asked for anything but the token of an account.
 pub(crate) struct MetadataServer {
     pub(crate) server: Server,
     pub(crate) desk: Desk,
@@ -85,20 +90,27 @@ pub(crate) struct MetadataServer {
 
 impl MetadataServer {
     pub(crate) async fn start() -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    pub(crate) fn start_on(listener: TcpListener) -> Self {
         let desk = Desk::new();
         let answering = desk.clone();
         let targets: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&targets);
-        let server = Server::start(None, move |request: Request| {
+        let server = Server::start_on(listener, None, move |request: Request| {
             assert_eq!(request.headers["metadata-flavor"], "Google");
-            if request.target == "/" {
-                return Reply::ok("computeMetadata/"); // so it is found; this counts for nothing
-            }
-            seen.lock().unwrap().push(request.target);
+            let target = request.target;
+            let path = target.strip_prefix("/computeMetadata/v1/instance/service-accounts/");
+            assert!(
+                path.is_some_and(|path| path.contains("/token?scopes=")),
+                "{target}"
+            );
+            seen.lock().unwrap().push(target);
             answering.reply()
         });
         Self {
-            server: server.await,
+            server,
             desk,
             targets,
         }
@@ -186,21 +198,8 @@ fn verify(body: &str, private_key: &str, aud: &str) -> Result<(), &'static str> 
     if field("grant_type")? != "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer" {
         return Err("grant_type");
     }
-    let assertion = field("assertion")?;
-    let (signed, signature) = assertion.rsplit_once('.').ok_or("no signature")?;
-    let (head, claims) = signed.split_once('.').ok_or("no claims")?;
-    let decode = |part: &str| BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| "base64");
-    let json = |part: &str| -> Result<Value, &'static str> {
-        serde_json::from_slice(&decode(part)?).map_err(|_| "JSON")
-    };
-    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, public_key(private_key))
-        .verify(signed.as_bytes(), &decode(signature)?)
-        .map_err(|_| "Invalid JWT Signature.")?;
-    let (head, claims) = (json(head)?, json(claims)?);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
+    let (head, claims) = decode(field("assertion")?, private_key)?;
+    let now = now();
     let (iat, exp) = (claims["iat"].as_u64(), claims["exp"].as_u64());
     match () {
         () if head["alg"] != "RS256" || head["kid"] != "key-1" => Err("header"),
@@ -211,6 +210,41 @@ fn verify(body: &str, private_key: &str, aud: &str) -> Result<(), &'static str> 
         () if !exp.is_some_and(|exp| exp > now && exp <= now + 3600) => Err("exp"),
         () => Ok(()),
     }
+}
+
+/// Checks a token that a service account has signed itself, see <https://google.aip.dev/auth/4111>.
+pub(crate) fn check_self_signed(token: &str, private_key: &str) -> Result<(), &'static str> {
+    let (head, claims) = decode(token, private_key)?;
+    let iat = claims["iat"].as_u64().ok_or("iat")?;
+    let now = now();
+    let expected =
+        json!({"iss": EMAIL, "sub": EMAIL, "scope": SCOPE, "iat": iat, "exp": iat + 3600});
+    match () {
+        () if head != json!({"alg": "RS256", "typ": "JWT", "kid": "key-1"}) => Err("header"),
+        () if iat > now || iat + 60 <= now => Err("iat"),
+        () if claims != expected => Err("claims"),
+        () => Ok(()),
+    }
+}
+
+/// Returns the header and the claims of a JWT, if it is signed with this key.
+fn decode(jwt: &str, private_key: &str) -> Result<(Value, Value), &'static str> {
+    let (signed, signature) = jwt.rsplit_once('.').ok_or("no signature")?;
+    let (head, claims) = signed.split_once('.').ok_or("no claims")?;
+    let bytes = |part: &str| BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| "base64");
+    let json = |part: &str| -> Result<Value, &'static str> {
+        serde_json::from_slice(&bytes(part)?).map_err(|_| "JSON")
+    };
+    UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, public_key(private_key))
+        .verify(signed.as_bytes(), &bytes(signature)?)
+        .map_err(|_| "Invalid JWT Signature.")?;
+    Ok((json(head)?, json(claims)?))
+}
+
+/// Returns the seconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs()
 }
 
 fn public_key(private_key: &str) -> Vec<u8> {

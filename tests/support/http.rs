@@ -5,7 +5,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -53,6 +56,7 @@ type Handler = dyn Fn(Request) -> Reply + Send + Sync;
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     accepting: JoinHandle<()>,
+    connections: Arc<AtomicUsize>,
     panics: Arc<Mutex<Vec<String>>>,
 }
 
@@ -62,13 +66,24 @@ impl Server {
         handler: impl Fn(Request) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on(listener, tls, handler)
+    }
+
+    pub(crate) fn start_on(
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        handler: impl Fn(Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
+        let connections: Arc<AtomicUsize> = Arc::default();
+        let accepted = Arc::clone(&connections);
         let handler: Arc<Handler> = Arc::new(handler);
         let panics: Arc<Mutex<Vec<String>>> = Arc::default();
         let notes = Arc::clone(&panics);
         let accepting = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                accepted.fetch_add(1, SeqCst);
                 let handler = Arc::clone(&handler);
                 let tls = tls.clone();
                 let serving = tokio::spawn(async move {
@@ -93,8 +108,14 @@ impl Server {
         Self {
             address,
             accepting,
+            connections,
             panics,
         }
+    }
+
+    /// Returns how many connections it has accepted.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(SeqCst)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What google-cloud-auth takes for granted: the fields of each kind, and what TLS needs.
+//! Checks of what google-cloud-auth requires: the fields of each kind of file, and TLS.
 
 use http::Uri;
 use rustls::crypto::CryptoProvider;
@@ -7,15 +7,14 @@ use serde_json::{Map, Value};
 use tonic::Status;
 
 use crate::auth::{
-    apart::apart,
     failure::{no_certificates, no_certificates_now},
-    key_file::{KeyFile, may_pass},
+    google::key_file::{KeyFile, is_temporary},
 };
 
-/// Where the credentials are that an account is impersonated with.
+/// The field with the credentials that are used to impersonate an account.
 const SOURCE: &str = "source_credentials";
 
-/// Checks what the kind needs, in words that name the file.
+/// Checks the fields that the kind of file needs. The messages name the file.
 pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
     match key.kind() {
         "external_account" => {
@@ -48,7 +47,7 @@ pub(super) fn check(key: &KeyFile) -> Result<(), Status> {
     check_urls(key, "", key.fields())
 }
 
-/// Checks those of the file, and those of the credentials within it.
+/// Checks the URLs of the file, and of the credentials within it.
 fn check_urls(key: &KeyFile, within: &str, fields: &Map<String, Value>) -> Result<(), Status> {
     for field in [
         "service_account_impersonation_url",
@@ -74,31 +73,34 @@ fn check_object(key: &KeyFile, field: &str) -> Result<(), Status> {
     }
 }
 
-/// A secret goes there: over TLS, or not off this machine.
+/// Checks a URL that secrets are sent to: over TLS, or on this machine.
 fn check_url(key: &KeyFile, field: &str, url: &str) -> Result<(), Status> {
-    let is_fine = url.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
+    let is_safe = url.parse::<Uri>().is_ok_and(|uri| match uri.scheme_str() {
         Some("https") => uri.host().is_some(),
         Some("http") => matches!(uri.host(), Some("127.0.0.1" | "[::1]" | "localhost")),
         _ => false,
     });
-    match is_fine {
-        true => Ok(()),
-        false => Err(key.refused(format_args!("field {field:?} is not an https URL: mend it"))),
+    if is_safe {
+        return Ok(());
     }
+    Err(key.refused(format_args!(
+        "field {field:?} is not an https URL: correct the URL"
+    )))
 }
 
-/// Its HTTP client panics without a provider of cryptography, or without certificates.
-pub(super) async fn check_tls() -> Result<(), Status> {
+/// Checks what the crate's HTTP client would panic without: a provider of cryptography, and
+/// certificates.
+pub(super) fn check_tls() -> Result<(), Status> {
     if CryptoProvider::get_default().is_none() {
         install_provider()?;
     }
-    let found = apart(rustls_native_certs::load_native_certs).await?;
+    let found = rustls_native_certs::load_native_certs();
     if !found.certs.is_empty() {
         return Ok(());
     }
     for error in found.errors {
         if let ErrorKind::Io { inner, .. } = error.kind
-            && may_pass(&inner)
+            && is_temporary(&inner)
         {
             return Err(no_certificates_now(&inner));
         }
@@ -106,7 +108,7 @@ pub(super) async fn check_tls() -> Result<(), Status> {
     Err(no_certificates())
 }
 
-/// Does what rustls does by itself at its first use, if it can tell which one.
+/// Installs the default provider, as rustls does at its first use if only one is compiled in.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 #[allow(clippy::unnecessary_wraps)]
 fn install_provider() -> Result<(), Status> {
@@ -114,7 +116,7 @@ fn install_provider() -> Result<(), Status> {
     let provider = rustls::crypto::ring::default_provider();
     #[cfg(not(feature = "tls-ring"))]
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // An error means that another thread was first, which serves as well.
+    // An error means that another thread has installed one.
     let _ = provider.install_default();
     Ok(())
 }
