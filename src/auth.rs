@@ -55,7 +55,7 @@ pub use self::{
 ///
 /// | source | renewed | a fetch is |
 /// |---|---|---|
-/// | metadata server | after 70 to 80 % of the remaining lifetime | one request |
+/// | metadata server | after 70 to 80 % of the remaining lifetime | one request; connecting is retried for up to 3 s |
 /// | service account key, user credentials | after 16 to 20 minutes; the token counts as expired after an hour | a file read, one request |
 /// | service account key with [`with_self_signed_jwt`](Self::with_self_signed_jwt) | after 42 to 48 of 60 minutes | a file read |
 /// | feature `google-cloud-auth` | after 16 to 20 minutes; the token counts as expired after an hour | a file read, as many requests as it needs |
@@ -74,7 +74,8 @@ pub use self::{
 /// retried for as long as the client exists; no failure requires a restart. The delay is random.
 /// Its maximum is 0.5 s at first and doubles up to 30 s. While the current token is valid, it is 10
 /// s at first and doubles up to 5 minutes, but is at most a quarter of the token's remaining
-/// lifetime. A `Retry-After` of the endpoint (at most one hour) is waited for first.
+/// lifetime. A `Retry-After` of the endpoint (at most one hour) is waited for in any case, with
+/// jitter of up to as long again, but at most 60 s.
 ///
 /// If a server answers `UNAUTHENTICATED`, the token is renewed after a random delay of up to 10
 /// seconds. While new tokens are rejected as well, this maximum doubles, up to 5 minutes; after 10
@@ -82,7 +83,7 @@ pub use self::{
 /// fetching at the same time.
 ///
 /// [`AuthInterceptor::status`] returns the expiry, the last failure and the time of the next fetch.
-/// Failed fetches emit an event of level WARN (feature `tracing`).
+/// Failed fetches and rejected tokens emit an event of level WARN (feature `tracing`).
 ///
 /// # One identity
 ///
@@ -102,8 +103,12 @@ pub use self::{
 /// - `FAILED_PRECONDITION`: a mistake in the program, such as a missing tokio runtime or a feature that
 ///   is not compiled in. Calls return `UNAUTHENTICATED` instead, except outside a tokio runtime.
 ///
-/// Messages name the problem and the remedy, and contain no secrets. The message of a custom source is
-/// passed on unchanged.
+/// Messages name the problem and the remedy. They contain no secrets, except that a token of an
+/// unknown kind that is given in place of a path cannot be recognized. The message of a custom
+/// source is passed on.
+///
+/// A call whose deadline passes while it waits for a token ends with the failure of the last fetch,
+/// or with `DEADLINE_EXCEEDED` if no fetch has failed.
 ///
 /// # Dependencies
 ///

@@ -91,8 +91,9 @@ impl OperationsClient<Transport> {
 impl Builder {
     /// Sets the credentials that are sent with every call. Defaults to [`Credentials::none`].
     ///
-    /// They are sent to the endpoint, whatever its host. Over plaintext they are sent to this machine
-    /// only, and not over a [custom connector](Self::connector), unless
+    /// They are sent to the endpoint, whatever its host. Over plaintext they are sent to
+    /// `localhost` and loopback addresses only, and not over a [custom connector](Self::connector),
+    /// unless
     /// [allowed](Self::credentials_in_plaintext).
     ///
     /// This replaces an interceptor that was set with [`auth`](Self::auth).

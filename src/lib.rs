@@ -63,7 +63,7 @@
 //! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
 //! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
-//! | `tracing` | | events with target `longrunning` for connections, retries and token renewals: at level DEBUG, and WARN for failed token renewals, unreadable credentials files and `too_many_pings` |
+//! | `tracing` | | events with target `longrunning` for connections, retries and token renewals: at level DEBUG, and WARN for failed token renewals, rejected tokens, unreadable credentials files and `too_many_pings` |
 //! | `gzip` | | decoding of gzip-compressed responses, advertised to servers in `grpc-accept-encoding` |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!

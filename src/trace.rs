@@ -64,6 +64,16 @@ pub(crate) fn token_refresh_failed(failure: &Status, retry_in: Duration) {
     );
 }
 
+/// Emits a warning: calls with this token fail, although it has not expired.
+pub(crate) fn token_rejected(renewed_in: Duration) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        target: "longrunning",
+        ?renewed_in,
+        "token rejected by a server"
+    );
+}
+
 /// Emits a warning, because the program otherwise seems to work: tokens are still fetched with the last
 /// good content of a file that was deleted or became invalid.
 #[cfg(feature = "_google")]

@@ -336,3 +336,18 @@ fn a_secret_that_stands_where_the_name_should_is_not_shown() {
         );
     }
 }
+
+#[test]
+fn a_bearer_token_that_includes_its_scheme_is_refused() {
+    for token in ["Bearer ya29.c", "bearer ya29.c"] {
+        let status = Token::bearer(token).unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(
+            status.message(),
+            "credentials: the access token begins with \"Bearer\", which is added to it: give the token \
+             alone"
+        );
+    }
+    assert!(Token::bearer("bearerya29.c").is_ok());
+    assert!(Token::bearer("b\u{e4}rer").is_err());
+}

@@ -736,7 +736,8 @@ async fn an_expired_token_from_a_source_is_a_failure() {
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(
         status.message(),
-        "credentials: the source returned a token that has already expired"
+        "credentials: the source returned a token that has already expired: check the source and this \
+         machine's clock"
     );
     assert!(script.count() < 20, "{} fetches", script.count());
 }

@@ -222,3 +222,19 @@ async fn tokens_are_told_without_a_secret() {
     assert!(came.contains(" token refreshed renewed_in="), "{came}");
     assert!(!came.contains("PLANTED-SECRET"), "{came}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_a_warning() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let auth = Credentials::custom(Late::default()).interceptor().await;
+    let auth = auth.expect("the second attempt");
+    (0..3).for_each(|_| auth.rejected());
+    tokio::time::sleep(Duration::from_secs(15)).await;
+
+    let said = lines.said();
+    let rejections = said
+        .iter()
+        .filter(|line| line.contains(" WARN longrunning: token rejected by a server renewed_in="));
+    assert_eq!(rejections.count(), 1, "{said:?}");
+}

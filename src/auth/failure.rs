@@ -147,8 +147,8 @@ fn may_be_token(segment: &str) -> bool {
     is_known_token(segment) || (segment.len() > LONGEST_SEGMENT && !is_name)
 }
 
-/// Returns whether a text begins like an access token, a refresh token, a JWT, an API key or a client secret
-/// of Google.
+/// Returns whether a text begins like an access token, a refresh token, a JWT, an API key or a
+/// client secret of Google.
 pub(super) fn is_known_token(text: &str) -> bool {
     const PREFIXES: [&str; 5] = ["ya29.", "1//", "eyJ", "AIza", "GOCSPX-"];
     PREFIXES.iter().any(|prefix| text.starts_with(prefix))

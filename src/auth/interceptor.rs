@@ -31,8 +31,10 @@ const FIRST_TOKEN: Duration = Duration::from_secs(10);
 /// In both cases the task continues to fetch. To wait for a token, call [`ready`](Self::ready)
 /// first.
 ///
-/// The interceptor does not know the endpoint of a call: use it only with an `https` endpoint, or
-/// one on this machine.
+/// The interceptor does not know the endpoint of a call, so it also sends the token over plaintext:
+/// use it only with an `https` endpoint, or one on this machine. It does not see responses either:
+/// a client other than [`OperationsClient`](crate::OperationsClient) has to call
+/// [`rejected`](Self::rejected) itself.
 ///
 /// ```
 /// # async fn example<S>(stack: S) -> Result<(), tonic::Status> {
@@ -76,9 +78,10 @@ pub(crate) struct SentToken {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TokenStatus {
-    /// Whether there is a valid token.
+    /// Whether there is a token that has not expired. A server may still reject it.
     pub is_valid: bool,
-    /// When the current token expires; `None` if there is none, or if its expiry is not known.
+    /// When the last token expires, which may be in the past; `None` if there was none, or if its
+    /// expiry is not known.
     pub expires_at: Option<SystemTime>,
     /// Why the last fetch failed; `None` if it succeeded, or if no fetch has ended yet.
     pub last_failure: Option<Status>,
@@ -149,7 +152,7 @@ impl AuthInterceptor {
     /// The token is renewed after a random delay of up to 10 seconds, no matter how often this is
     /// called. The maximum delay doubles, up to 5 minutes, while new tokens are reported as well.
     /// Until then the current token is still sent, because other servers may accept it. Does
-    /// nothing if the token is never renewed.
+    /// nothing if the token is never renewed, or while there is no valid one.
     ///
     /// [`OperationsClient`](crate::OperationsClient) does this itself, and only for the token that the call was
     /// sent with: a rejection that arrives after that token was replaced does not affect the new one.

@@ -252,7 +252,9 @@ impl Renewal {
         } else {
             0
         };
-        earliest + REJECTED.full_jitter(self.rejections, fastrand::f64())
+        let due = earliest + REJECTED.full_jitter(self.rejections, fastrand::f64());
+        trace::token_rejected(due - now);
+        due
     }
 
     fn is_rejected(&self) -> bool {
@@ -290,7 +292,8 @@ impl Fetches {
         })?;
         if token.expiry.is_some_and(Expiry::has_passed) {
             return Err(unavailable(
-                "the source returned a token that has already expired",
+                "the source returned a token that has already expired: check the source and this \
+                 machine's clock",
             ));
         }
         Ok(token)

@@ -54,8 +54,9 @@ pub trait CallCredentials: Send + Sync + 'static {
     /// - `INVALID_ARGUMENT`, `NOT_FOUND`, `OUT_OF_RANGE`, `PERMISSION_DENIED` and `UNIMPLEMENTED`
     ///   become `UNAUTHENTICATED`, and all other codes `UNAVAILABLE`.
     ///
-    /// Callers get the message unchanged. A [`RetryInfo`](crate::proto::rpc::RetryInfo) in the details
-    /// delays the next fetch, by at most one hour plus jitter.
+    /// Callers get the message; that of a call that waited for a token also contains how long it
+    /// waited. A [`RetryInfo`](crate::proto::rpc::RetryInfo) in the details delays the next fetch,
+    /// by at most one hour, and up to as long again, but at most 60 s, as jitter.
     async fn token(&self) -> Result<Token, Status>;
 
     /// Called before the next fetch if a server rejected the current token. Implement it to clear a
@@ -85,11 +86,19 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// `UNAUTHENTICATED` if the token is empty or cannot be sent in a header, because of a line
-    /// break at its end for example.
+    /// `UNAUTHENTICATED` if the token is empty, begins with `Bearer`, or cannot be sent in a
+    /// header, because of a line break at its end for example.
     pub fn bearer(token: &str) -> Result<Self, Status> {
         if token.is_empty() {
             return Err(refused("the access token is empty"));
+        }
+        if token
+            .get(..7)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer "))
+        {
+            return Err(refused(
+                "the access token begins with \"Bearer\", which is added to it: give the token alone",
+            ));
         }
         Self::header("authorization", &format!("Bearer {token}"))
     }
@@ -125,9 +134,10 @@ impl Token {
     /// Sets when the token expires.
     ///
     /// A token is renewed after 70 to 80 % of its remaining lifetime, and not sent after it has
-    /// expired on the monotonic or the system clock. A token that expires before the current one
-    /// does not replace it, unless a server rejected the current one. A token whose expiry is not
-    /// known is renewed after 4 to 5 minutes, and is sent until there is a newer one.
+    /// expired on the monotonic or the system clock. There is at least 1 second between fetches. A
+    /// token that expires before the current one does not replace it, unless a server rejected the
+    /// current one. A token whose expiry is not known is renewed after 4 to 5 minutes, and is sent
+    /// until there is a newer one.
     ///
     /// Defaults to an unknown expiry.
     #[must_use]

@@ -124,6 +124,9 @@ impl MetadataServer {
         if *self == Self::Usual && !response.is_googles() && !is_expected() {
             return Err(absent());
         }
+        if *self == Self::Usual && !response.is_googles() && response.0.status().is_success() {
+            return Err(no_token(&self.to_string()));
+        }
         response.token(&self.to_string(), begin)
     }
 }
