@@ -205,7 +205,7 @@ impl CallCredentials for Late {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_are_told_without_a_secret() {
+async fn the_events_of_a_token_contain_no_secret() {
     let lines = Lines::default();
     let _guard = lines.listen();
     let auth = Credentials::custom(Late::default()).interceptor().await;

@@ -154,8 +154,9 @@ impl AuthInterceptor {
     /// Until then the current token is still sent, because other servers may accept it. Does
     /// nothing if the token is never renewed, or while there is no valid one.
     ///
-    /// [`OperationsClient`](crate::OperationsClient) does this itself, and only for the token that the call was
-    /// sent with: a rejection that arrives after that token was replaced does not affect the new one.
+    /// [`OperationsClient`](crate::OperationsClient) does this itself, and only for the token that the
+    /// call was sent with: a rejection that arrives after that token was replaced does not affect the
+    /// new one.
     pub fn rejected(&self) {
         let Headers::Renewed(renewed) = &self.headers else {
             return;

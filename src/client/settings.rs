@@ -90,8 +90,7 @@ impl<S> OperationsClient<S> {
 
     /// Returns the client's credentials.
     ///
-    /// Another client can share their token, and they return the [status](AuthInterceptor::status)
-    /// of it.
+    /// Another client can share their token. [`AuthInterceptor::status`] returns its state.
     pub const fn auth(&self) -> Option<&AuthInterceptor> {
         self.settings.auth.as_ref()
     }

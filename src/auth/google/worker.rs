@@ -76,8 +76,10 @@ impl<T: Send + 'static, E: Send + 'static> Worker<T, E> {
                 {
                     return Ok(Ok(value));
                 }
-                // The channel only closes, when the thread ends.
+                // Nothing is sent: the channel closes when the thread ends.
                 let _ = (&mut earlier.ended).await;
+                // Removed before the next thread is started, which may fail: it must not be awaited twice.
+                *running = None;
             }
             let started = running.insert(start(work).map_err(Failure::NoThread)?);
             (&mut started.result).await.map_err(|_| Failure::Panicked)
