@@ -512,6 +512,24 @@ async fn no_call_fails_although_connections_end_every_50_ms() {
 }
 
 #[tokio::test]
+async fn connections_that_end_before_their_first_answer_need_no_backoff_if_it_comes_later() {
+    // As with a server whose connections are younger than the longest WaitOperation.
+    let server = Server::start(Habits {
+        latency: Duration::from_millis(150),
+        age: Some(Duration::from_millis(100)),
+        ..Habits::default()
+    });
+    let client = connect(&server).await;
+    for call in 0..15 {
+        let answer = timeout(Duration::from_secs(1), client.cancel_operation(NAME)).await;
+        let answer = answer.unwrap_or_else(|_| panic!("call {call} waited for a backoff"));
+        answer.expect("an answer");
+    }
+    let connections = server.seen.connections();
+    assert!(connections > 10, "{connections}");
+}
+
+#[tokio::test]
 async fn callers_on_a_dead_port_share_one_attempt_and_fail_at_once() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = port.local_addr().expect("bound");

@@ -182,6 +182,7 @@ impl Connection {
             Poll::Pending => {}
         }
         let has_taken = self.take_calls(now);
+        self.report_late_answers();
         let needs_round = mem::take(&mut self.needs_round);
         // `|` and not `||`: both have to be cleared.
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
@@ -403,6 +404,17 @@ impl Connection {
         }
     }
 
+    /// Reports answers on a connection that the pool has removed: the server works, so that those which
+    /// replace it need no backoff.
+    fn report_late_answers(&mut self) {
+        if self.sender.is_none()
+            && mem::take(&mut self.answered)
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.answered_late();
+        }
+    }
+
     /// Closes a good connection once its calls have ended. It takes no more.
     fn retire(&mut self) {
         if self.sender.take().is_some()
@@ -452,6 +464,7 @@ impl Connection {
                 self.exchange_ended(end, now);
             }
         }
+        self.report_late_answers();
         if let Some(pool) = &pool {
             pool.open_if_needed();
         }

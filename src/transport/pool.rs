@@ -422,6 +422,11 @@ impl Pool {
         self.assign_all(None);
     }
 
+    /// Notes that a connection that was removed has answered a call.
+    pub(crate) fn answered_late(&self) {
+        self.lock().attempts.answered();
+    }
+
     /// Removes a connection that the client closes.
     pub(crate) fn retire(&self, handle: &ConnectionHandle, load: Load) {
         let mut state = self.lock();
