@@ -18,7 +18,7 @@ mod interceptor;
 mod renewal;
 mod token;
 
-use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, fmt, mem, path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use tonic::Status;
@@ -307,14 +307,14 @@ impl Credentials {
     /// # Errors
     ///
     /// Those of [`interceptor`](Self::interceptor) that are known without a fetch.
-    pub fn interceptor_lazy(self) -> Result<AuthInterceptor, Status> {
+    pub fn interceptor_lazy(mut self) -> Result<AuthInterceptor, Status> {
         let quota_project = self.quota_project()?;
-        let token = match self.source {
+        let token = match mem::replace(&mut self.source, Source::None) {
             Source::None => return Ok(AuthInterceptor::fixed(None, None)),
             Source::Custom(source) => {
                 return AuthInterceptor::renewed(source, CUSTOM_LIMIT, quota_project);
             }
-            Source::Google(_) => return self.of_google(quota_project),
+            Source::Google(place) => return self.of_google(place, quota_project),
             Source::ApiKey(key) if key.is_empty() => return Err(refused("the API key is empty")),
             Source::ApiKey(key) => Token::header("x-goog-api-key", &key)?,
             Source::BearerToken(token) => Token::bearer(&token)?,
@@ -329,10 +329,11 @@ impl Credentials {
     }
 
     #[cfg(feature = "_google")]
-    fn of_google(self, quota_project: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
-        let Source::Google(place) = self.source else {
-            unreachable!("only called for Google's credentials");
-        };
+    fn of_google(
+        self,
+        place: Place,
+        quota_project: Option<HeaderValue>,
+    ) -> Result<AuthInterceptor, Status> {
         let options = google::Options {
             scopes: self.scopes,
             is_self_signed: self.is_self_signed,
@@ -345,7 +346,7 @@ impl Credentials {
     }
 
     #[cfg(not(feature = "_google"))]
-    fn of_google(self, _: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
+    fn of_google(self, _: Place, _: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
         Err(failure::needs_feature(
             "Google's credentials need",
             "google-authz or google-cloud-auth",

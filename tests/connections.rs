@@ -15,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::TokioIo;
 use longrunning::{
     Builder, Credentials, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _,
     Transport,
@@ -527,6 +528,54 @@ async fn connections_that_end_before_their_first_answer_need_no_backoff_if_it_co
     }
     let connections = server.seen.connections();
     assert!(connections > 10, "{connections}");
+}
+
+#[tokio::test]
+async fn answers_on_a_connection_that_closes_do_not_end_the_backoff_of_others() {
+    let server = Server::start(Habits {
+        latency: Duration::from_secs(1),
+        ..Habits::default()
+    });
+    let (addr, attempts) = (server.addr, Arc::<AtomicUsize>::default());
+    let counter = attempts.clone();
+    // Only the first connection can be opened.
+    let connector = tower::service_fn(move |_| {
+        let before = counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if before > 0 {
+                return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+            }
+            Ok(TokioIo::new(TcpStream::connect(addr).await?))
+        }
+    });
+    let client = builder(server.url()).connector(connector).connect().await;
+    let client = client.expect("a server");
+    let mut calls = JoinSet::new();
+    for _ in 0..100 {
+        let client = client.clone();
+        calls.spawn(async move { client.cancel_operation(NAME).await });
+        tokio::time::sleep(Duration::from_millis(8)).await;
+    }
+    server.drain();
+    // Until the client has received the GOAWAY, a call goes to the connection that closes.
+    let mut more = JoinSet::new();
+    while attempts.load(Ordering::SeqCst) == 1 {
+        let client = client.clone();
+        more.spawn(async move { client.cancel_operation(NAME).await });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!calls.is_empty(), "some are still unanswered");
+    // One by one, these are answered, while new calls find no connection.
+    while !calls.is_empty() {
+        let status = client.cancel_operation(NAME).await.expect_err("refused");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        while let Some(answer) = calls.try_join_next() {
+            answer.expect("no panic").expect("an answer");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let attempts = attempts.load(Ordering::SeqCst);
+    assert!((2..10).contains(&attempts), "{attempts}");
 }
 
 #[tokio::test]

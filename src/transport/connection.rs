@@ -63,6 +63,8 @@ pub(crate) struct Connection {
     failures: u32,
     /// Whether a call was answered since the last report.
     answered: bool,
+    /// Whether the pool has removed the connection before it answered a call.
+    removed_unanswered: bool,
     /// Whether calls stayed in the queue when this took calls last.
     calls_queued: bool,
     /// When this next takes calls without a request of the pool, while calls are queued.
@@ -141,6 +143,7 @@ impl Connection {
             reported: Load::default(),
             failures: 0,
             answered: false,
+            removed_unanswered: false,
             calls_queued: false,
             take_at: None,
             deadline: None,
@@ -182,7 +185,7 @@ impl Connection {
             Poll::Pending => {}
         }
         let has_taken = self.take_calls(now);
-        self.report_late_answers();
+        self.report_late_answer();
         let needs_round = mem::take(&mut self.needs_round);
         // `|` and not `||`: both have to be cleared.
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
@@ -404,14 +407,14 @@ impl Connection {
         }
     }
 
-    /// Reports answers on a connection that the pool has removed: the server works, so that those which
-    /// replace it need no backoff.
-    fn report_late_answers(&mut self) {
-        if self.sender.is_none()
-            && mem::take(&mut self.answered)
-            && let Some(pool) = self.pool.upgrade()
-        {
-            pool.answered_late();
+    /// Reports the first answer if the pool has removed the connection before. Later answers are not
+    /// reported: they say nothing about the connections that replace this one.
+    fn report_late_answer(&mut self) {
+        if self.removed_unanswered && self.answered {
+            self.removed_unanswered = false;
+            if let Some(pool) = self.pool.upgrade() {
+                pool.answered_late();
+            }
         }
     }
 
@@ -430,7 +433,7 @@ impl Connection {
         if self.sender.take().is_some()
             && let Some(pool) = self.pool.upgrade()
         {
-            pool.remove(&self.handle, self.load());
+            self.removed_unanswered = pool.remove(&self.handle, self.load());
             pool.open_if_needed();
         }
     }
@@ -454,7 +457,7 @@ impl Connection {
         // Before any call is notified, so that no new call is assigned to this connection.
         let pool = self.pool.upgrade();
         if let Some(pool) = &pool {
-            pool.remove(&self.handle, self.load());
+            self.removed_unanswered |= pool.remove(&self.handle, self.load());
         }
         self.sender = None;
         self.http2 = None; // which fails its streams
@@ -464,7 +467,7 @@ impl Connection {
                 self.exchange_ended(end, now);
             }
         }
-        self.report_late_answers();
+        self.report_late_answer();
         if let Some(pool) = &pool {
             pool.open_if_needed();
         }

@@ -406,12 +406,13 @@ impl Pool {
         }
     }
 
-    /// Removes a connection that the server closes, or that has failed.
-    pub(crate) fn remove(&self, handle: &ConnectionHandle, load: Load) {
+    /// Removes a connection that the server closes, or that has failed. Returns whether it was removed
+    /// now and has never answered a call.
+    pub(crate) fn remove(&self, handle: &ConnectionHandle, load: Load) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
         let Some(mut connection) = state.connections.remove(handle) else {
-            return;
+            return false;
         };
         if connection.report(load, now) {
             state.attempts.answered();
@@ -420,9 +421,10 @@ impl Pool {
         state.attempts.connection_closed(&connection, was_last, now);
         drop(state);
         self.assign_all(None);
+        !connection.has_answered
     }
 
-    /// Notes that a connection that was removed has answered a call.
+    /// Notes that a connection which was removed before it answered a call has answered its first one.
     pub(crate) fn answered_late(&self) {
         self.lock().attempts.answered();
     }

@@ -113,7 +113,7 @@ impl Attempts {
         self.last_failure.replace((failure.clone(), now))
     }
 
-    /// Notes that a connection has answered its first call, or one after the server began to close it.
+    /// Notes that a connection has answered its first call. The server may be closing it by then.
     pub(crate) fn answered(&mut self) {
         self.failures = 0;
         self.next_at = None;
