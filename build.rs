@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(env::var_os("CARGO_FEATURE_EMULATOR").is_some())
         .build_transport(false)
+        .generate_default_stubs(true) // a mock implements only the methods that it needs
         .compile_fds_with_config(descriptors, config)?;
     println!("cargo:rustc-env=LONGRUNNING_API_CLIENT={}", api_client()?);
     Ok(())

@@ -3,10 +3,10 @@
 //!     cargo run --example bulk_cancel
 //!     cargo run --example bulk_cancel -- --endpoint https://automl.googleapis.com PARENT
 
-use std::{collections::BTreeMap, env, error::Error, num::NonZeroUsize};
+use std::{collections::BTreeMap, env, error::Error};
 
 use longrunning::{
-    Credentials, OperationsClient, StatusExt as _,
+    CallStatusExt as _, Credentials, OperationsClient,
     emulator::{CancelBehavior, Emulator},
 };
 use tokio_stream::StreamExt as _;
@@ -51,8 +51,7 @@ async fn cancel_all(endpoint: &str, parent: &str) -> Result<(), Box<dyn Error>> 
             None
         }
     });
-    let at_once = NonZeroUsize::new(100).ok_or("none at once")?;
-    let mut results = client.cancel_operations(running, at_once);
+    let mut results = client.cancel_operations(running, 100);
     let mut tally = BTreeMap::<_, u64>::new();
     while let Some((name, result)) = results.next().await {
         let answer = result.map_or_else(

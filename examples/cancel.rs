@@ -7,7 +7,7 @@
 
 use std::{env, ffi::OsString, process::ExitCode, time::Duration};
 
-use longrunning::{Credentials, OperationsClient, Outcome, StatusExt as _, emulator::Emulator};
+use longrunning::{CallStatusExt as _, Credentials, OperationsClient, Outcome, emulator::Emulator};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 

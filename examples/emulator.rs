@@ -6,7 +6,7 @@
 
 use std::{env, error::Error, time::Duration};
 
-use longrunning::{StatusExt as _, emulator::Emulator};
+use longrunning::{CallStatusExt as _, emulator::Emulator};
 use tonic::Status;
 
 const USAGE: &str =

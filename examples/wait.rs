@@ -7,7 +7,6 @@ use std::{env, error::Error, time::Duration};
 
 use indicatif::ProgressBar;
 use longrunning::{Credentials, OperationsClient, PollPolicy, emulator::Emulator};
-use tokio_stream::StreamExt as _;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

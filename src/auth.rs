@@ -57,7 +57,7 @@ pub use self::{
 /// |---|---|---|
 /// | metadata server | after 70 to 80 % of the remaining lifetime | one request; connecting is retried for up to 3 s |
 /// | service account key, user credentials | after 16 to 20 minutes; the token counts as expired after an hour | a file read, one request |
-/// | service account key with [`with_self_signed_jwt`](Self::with_self_signed_jwt) | after 42 to 48 of 60 minutes | a file read |
+/// | service account key with [`self_signed_jwt`](Self::self_signed_jwt) | after 42 to 48 of 60 minutes | a file read |
 /// | feature `google-cloud-auth` | after 16 to 20 minutes; the token counts as expired after an hour | a file read, as many requests as it needs |
 /// | custom, with an expiry | after 70 to 80 % of the remaining lifetime | up to the source |
 /// | custom, without an expiry | after 4 to 5 minutes | up to the source |
@@ -120,7 +120,7 @@ pub use self::{
 /// checks in advance for the conditions under which it panics, and replaces its error messages. The
 /// advisories for its dependencies do not apply here: h2 0.3 and rustls 0.20 (only the client side,
 /// to the token endpoint, is used), ring 0.16 (the overflow is in code for QUIC and large ciphers),
-/// rustls-pemfile (unmaintained). `deny.toml` of this crate lists them with reasons.
+/// rustls-pemfile (unmaintained). [The guide](crate::guide::patterns#fewer-dependencies) lists them with reasons.
 ///
 /// The feature `google-cloud-auth` (Rust 1.91) adds workload identity federation and impersonation. Its
 /// HTTP client ignores `Retry-After`, and follows redirects of a token endpoint with the subject token,
@@ -128,8 +128,8 @@ pub use self::{
 /// types that it supports; disable the default features to avoid it.
 ///
 /// Use [`custom`](Self::custom) if your program has a source of tokens already, or if it should
-/// contain neither crate. The metadata server needs neither;
-/// [`with_self_signed_jwt`](Self::with_self_signed_jwt) needs the feature `google-authz`, but does
+/// contain neither crate. The metadata server needs neither: the feature `metadata-server` is enough.
+/// [`self_signed_jwt`](Self::self_signed_jwt) needs the feature `google-authz`, but does
 /// not call that crate.
 ///
 /// A panic of these crates ends the fetch with `UNAVAILABLE`; its message is printed to standard error.
@@ -212,15 +212,20 @@ impl Credentials {
         Self::new(Source::Google(Place::Json(text.into().into())))
     }
 
-    /// Uses a service account of this Google Cloud machine, from the metadata server.
+    /// Uses the default service account of this machine, with tokens from the metadata server.
     ///
-    /// `account` is the account's email; `None` is the default account. `GCE_METADATA_HOST` and
-    /// `NO_GCE_CHECK` apply as for [`application_default`](Self::application_default). A metadata
-    /// server that does not respond is `UNAVAILABLE`, and the fetch is retried, because it may
-    /// still be starting.
-    pub fn metadata_server(account: Option<&str>) -> Self {
-        let account = account.map(ToOwned::to_owned);
-        Self::new(Source::Google(Place::MetadataServer(account)))
+    /// `GCE_METADATA_HOST` and `NO_GCE_CHECK` apply as for
+    /// [`application_default`](Self::application_default). If the metadata server does not respond, the
+    /// fetch fails with `UNAVAILABLE` and is retried, because the server may still be starting.
+    pub fn metadata_server() -> Self {
+        Self::new(Source::Google(Place::MetadataServer(None)))
+    }
+
+    /// Uses the service account of this machine that has this email, with tokens from the metadata server.
+    ///
+    /// See [`metadata_server`](Self::metadata_server).
+    pub fn metadata_server_account(email: impl Into<String>) -> Self {
+        Self::new(Source::Google(Place::MetadataServer(Some(email.into()))))
     }
 
     /// Sends an API key, in the header `x-goog-api-key`.
@@ -245,7 +250,7 @@ impl Credentials {
     ///
     /// Defaults to `https://www.googleapis.com/auth/cloud-platform`.
     #[must_use]
-    pub fn with_scopes(mut self, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.scopes = scopes.into_iter().map(Into::into).collect();
         self
     }
@@ -261,7 +266,7 @@ impl Credentials {
     ///
     /// Defaults to tokens from the token endpoint.
     #[must_use]
-    pub fn with_self_signed_jwt(mut self) -> Self {
+    pub fn self_signed_jwt(mut self) -> Self {
         self.is_self_signed = true;
         self
     }
@@ -273,7 +278,7 @@ impl Credentials {
     /// Defaults to `GOOGLE_CLOUD_QUOTA_PROJECT`, or else to the project of the credentials file. With
     /// [`custom`](Self::custom), defaults to the header that the source returns.
     #[must_use]
-    pub fn with_quota_project(mut self, project: impl Into<String>) -> Self {
+    pub fn quota_project(mut self, project: impl Into<String>) -> Self {
         self.quota_project = Some(project.into());
         self
     }
@@ -308,7 +313,7 @@ impl Credentials {
     ///
     /// Those of [`interceptor`](Self::interceptor) that are known without a fetch.
     pub fn interceptor_lazy(mut self) -> Result<AuthInterceptor, Status> {
-        let quota_project = self.quota_project()?;
+        let quota_project = self.quota_project_header()?;
         let token = match mem::replace(&mut self.source, Source::None) {
             Source::None => return Ok(AuthInterceptor::fixed(None, None)),
             Source::Custom(source) => {
@@ -349,7 +354,7 @@ impl Credentials {
     fn of_google(self, _: Place, _: Option<HeaderValue>) -> Result<AuthInterceptor, Status> {
         Err(failure::needs_feature(
             "Google's credentials need",
-            "google-authz or google-cloud-auth",
+            "google-authz, google-cloud-auth or metadata-server",
         ))
     }
 
@@ -363,7 +368,7 @@ impl Credentials {
         }
     }
 
-    fn quota_project(&self) -> Result<Option<HeaderValue>, Status> {
+    fn quota_project_header(&self) -> Result<Option<HeaderValue>, Status> {
         let project = match (&self.quota_project, &self.source) {
             (Some(project), _) => Some(project.clone()),
             (None, Source::None | Source::Custom(_)) => None,

@@ -2,24 +2,28 @@
 
 mod auth;
 mod endpoint;
+#[cfg(feature = "proxy")]
+mod proxy;
 #[cfg(feature = "_tls")]
 mod tls;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
-use http::{HeaderValue, Uri, uri::Scheme};
+use http::{
+    HeaderValue, Uri,
+    uri::{Authority, Scheme},
+};
 use hyper::rt::{Read, Write};
 use tonic::{Code, Status};
 use tower::{BoxError, Service};
 
-use self::auth::Auth;
-pub use self::endpoint::Endpoint;
 #[cfg(feature = "_tls")]
 use self::tls::TlsSettings;
+use self::{auth::Auth, endpoint::Endpoint};
 use crate::{
     auth::{AuthInterceptor, Credentials},
-    client::OperationsClient,
-    retry::RetryPolicy,
+    client::{OperationsClient, Settings, Template},
+    retry::{Retry, RetryPolicy},
     status::local,
     transport::{Connector, Dial, PoolConfig, Transport},
 };
@@ -30,29 +34,29 @@ use crate::{
 /// a bad value is an `INVALID_ARGUMENT` of theirs that names it.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it connects"]
-pub struct Builder {
+pub struct ClientBuilder {
     endpoint: Endpoint,
+    authority: Option<Result<Authority, Status>>,
+    #[cfg(feature = "proxy")]
+    proxy_from_env: bool,
     auth: Auth,
     credentials_in_plaintext: bool,
     connector: Option<Dial>,
     #[cfg(feature = "_tls")]
     tls: TlsSettings,
     connect_timeout: Duration,
-    keepalive: (Duration, Duration),
+    keepalive_interval: Duration,
+    keepalive_timeout: Duration,
     min_connections: usize,
-    max_connections: NonZeroUsize,
+    max_connections: usize,
     max_connection_age: Option<Duration>,
-    streams_per_connection: NonZeroUsize,
-    max_queued_calls: NonZeroUsize,
+    streams_per_connection: usize,
+    max_queued_calls: usize,
     max_buffered_bytes: usize,
-    timeout: Option<Duration>,
-    retry: RetryPolicy,
-    max_header_list_size: Option<usize>,
     user_agent: Option<String>,
+    /// The settings that can also be changed on the client.
+    settings: Settings,
 }
-
-/// How long a call may take where nobody says, as the published service config has it.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The minimum keepalive interval, as in
 /// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md).
@@ -62,39 +66,78 @@ const MIN_KEEPALIVE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(60);
 
 impl OperationsClient<Transport> {
-    /// Begins to make a client of the service at an endpoint: `https://` or `http://`, a host, and
-    /// a port where it is not 443 or 80.
-    pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
-        Builder {
-            endpoint: endpoint.into(),
+    /// Returns a builder for a client of this endpoint, such as `https://automl.googleapis.com`.
+    ///
+    /// An endpoint consists of `https://` or `http://`, a host, and a port, which defaults to 443 or 80.
+    pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            endpoint: Endpoint::from(endpoint.into()),
+            authority: None,
+            #[cfg(feature = "proxy")]
+            proxy_from_env: false,
             auth: Auth::default(),
             credentials_in_plaintext: false,
             connector: None,
             #[cfg(feature = "_tls")]
             tls: TlsSettings::default(),
             connect_timeout: Duration::from_secs(5),
-            keepalive: (Duration::from_secs(310), Duration::from_secs(20)),
+            keepalive_interval: Duration::from_secs(310),
+            keepalive_timeout: Duration::from_secs(20),
             min_connections: 0,
-            max_connections: const { NonZeroUsize::new(20).unwrap() },
+            max_connections: 20,
             max_connection_age: None,
-            streams_per_connection: const { NonZeroUsize::new(1_000).unwrap() },
-            max_queued_calls: const { NonZeroUsize::new(10_000).unwrap() },
+            streams_per_connection: 1_000,
+            max_queued_calls: 10_000,
             max_buffered_bytes: 256 << 20,
-            timeout: None,
-            retry: RetryPolicy::default(),
-            max_header_list_size: None,
             user_agent: None,
+            settings: Settings::published(),
         }
     }
 }
 
-impl Builder {
+impl ClientBuilder {
+    /// Sets the name of the server, if it differs from the host of the endpoint.
+    ///
+    /// This is for private endpoints and tunnels. The name is a host with an optional port, such as
+    /// `automl.googleapis.com`. It is the `:authority` of every call, and the server's certificate must be
+    /// valid for its host. The client still connects to the address of the endpoint. An `http` endpoint on this
+    /// machine with the name of another host counts as remote for [credentials](Self::credentials).
+    ///
+    /// Defaults to the host and port of the endpoint.
+    pub fn authority(mut self, authority: impl Into<String>) -> Self {
+        self.authority = Some(endpoint::authority(&authority.into()));
+        self
+    }
+
+    /// Connects to an `https` endpoint through the HTTP proxy that is set in environment variables, as in
+    /// [gRFC A1](https://github.com/grpc/proposal/blob/master/A1-http-connect-proxy-support.md).
+    ///
+    /// The URL of the proxy is read from `HTTPS_PROXY`, or else from `ALL_PROXY`, for example
+    /// `http://user:password@proxy:3128`, with special characters of the password percent-encoded. The port
+    /// defaults to 80. The client sends a CONNECT request to the proxy, and uses TLS through the tunnel.
+    /// `NO_PROXY` is a comma-separated list of hosts of endpoints, without their ports, to which the client
+    /// connects directly: host names (which include their subdomains), IP addresses and networks, or `*` for
+    /// all hosts. A variable with a lower-case name is read if the one in upper case is not set. A value that
+    /// is not the URL of an HTTP proxy is `INVALID_ARGUMENT`.
+    ///
+    /// [`connect`](Self::connect) and [`connect_lazy`](Self::connect_lazy) read the environment. The client
+    /// always connects directly to an `http` endpoint. A custom [`connector`](Self::connector) is used to
+    /// connect to the proxy; its streams must send data without a flush. Token requests do not use this
+    /// proxy.
+    ///
+    /// Requires the feature `proxy`. Defaults to no proxy.
+    #[cfg(feature = "proxy")]
+    pub fn proxy_from_env(mut self) -> Self {
+        self.proxy_from_env = true;
+        self
+    }
+
     /// Sets the credentials that are sent with every call. Defaults to [`Credentials::none`].
     ///
-    /// They are sent to the endpoint, whatever its host. Over plaintext they are sent to
-    /// `localhost` and loopback addresses only, and not over a [custom connector](Self::connector),
-    /// unless
-    /// [allowed](Self::credentials_in_plaintext).
+    /// They are sent to the endpoint, whatever its host. Over plaintext, they are sent only to `localhost`
+    /// and loopback addresses, and not over a [custom connector](Self::connector), unless
+    /// [allowed](Self::credentials_in_plaintext). If they belong to another universe than `googleapis.com`,
+    /// the host of the endpoint, or of the [`authority`](Self::authority), must be in that universe.
     ///
     /// This replaces an interceptor that was set with [`auth`](Self::auth).
     pub fn credentials(mut self, credentials: Credentials) -> Self {
@@ -105,8 +148,7 @@ impl Builder {
     /// Sets an interceptor as the credentials, so that several clients share its token.
     ///
     /// The rules for plaintext of [`credentials`](Self::credentials) apply. This replaces
-    /// credentials that were set with that method. The universe of the credentials is not checked
-    /// against the endpoint.
+    /// credentials that were set with that method. The universe of the credentials is not checked.
     ///
     /// ```
     /// # use longrunning::{Credentials, OperationsClient, Transport};
@@ -144,31 +186,32 @@ impl Builder {
     /// bounded by it. A Wait whose message has a timeout may take that and 10 seconds instead.
     /// Default is 10 seconds, and no limit for a Wait without one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.settings.timeout.set = Some(timeout);
         self
     }
 
     /// Sets which failed calls are retried. Defaults to the published policy, which
     /// [`RetryPolicy`] describes.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = policy;
+        self.settings.retry = Some(Retry::new(policy));
         self
     }
 
-    /// Sets how long it may take to open a connection: name look-up, TCP, TLS and the server's
-    /// HTTP/2 settings together. Default is 5 seconds.
+    /// Sets the timeout for opening a connection: name look-up, TCP, the tunnel of a proxy, TLS, and the
+    /// server's HTTP/2 settings together.
+    ///
+    /// Defaults to 5 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets the keepalive ping interval and timeout.
+    /// Sets the keepalive ping interval.
     ///
     /// A connection that has received nothing for the interval is pinged while calls are on it or
-    /// queued. If it receives nothing within the timeout either, its calls end with `UNAVAILABLE`.
-    /// An idle connection is not pinged. If nothing was received for the interval when the next
-    /// call is sent, a ping is sent with it. [`Duration::MAX`] as the interval turns these pings
-    /// off.
+    /// queued. If it receives nothing within the [timeout](Self::keepalive_timeout) either, its calls end
+    /// with `UNAVAILABLE`. An idle connection is not pinged. If nothing was received for the interval when
+    /// the next call is sent, a ping is sent with it. [`Duration::MAX`] turns these pings off.
     ///
     /// As in [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md), an
     /// interval of less than 10 seconds counts as 10 seconds, and the interval of later connections is
@@ -177,14 +220,23 @@ impl Builder {
     ///
     /// Dead connections are usually detected before a keepalive ping is due: if the deadline of a call
     /// passes and nothing was received since the call was sent, the server is pinged, or has to
-    /// acknowledge SETTINGS if the last ping is too recent. They are also detected by TCP: on Linux,
-    /// Android and Fuchsia, `TCP_USER_TIMEOUT` is set to the keepalive timeout, unless pings are turned
+    /// acknowledge SETTINGS if the last ping is too recent.
+    ///
+    /// Defaults to 310 seconds.
+    pub fn keepalive_interval(mut self, interval: Duration) -> Self {
+        self.keepalive_interval = interval;
+        self
+    }
+
+    /// Sets the keepalive timeout: how long a connection may receive nothing after a keepalive ping.
+    ///
+    /// On Linux, Android and Fuchsia, `TCP_USER_TIMEOUT` is set to the same value, unless pings are turned
     /// off or a custom connector is used (see
     /// [gRFC A18](https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md)).
     ///
-    /// Defaults to 310 and 20 seconds.
-    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.keepalive = (interval, timeout);
+    /// Defaults to 20 seconds.
+    pub fn keepalive_timeout(mut self, timeout: Duration) -> Self {
+        self.keepalive_timeout = timeout;
         self
     }
 
@@ -209,7 +261,7 @@ impl Builder {
     /// calls do not count: they close when their calls have ended.
     ///
     /// Defaults to 20.
-    pub fn max_connections(mut self, connections: NonZeroUsize) -> Self {
+    pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
         self
     }
@@ -230,7 +282,7 @@ impl Builder {
     /// Sets the maximum number of streams in use on a connection, where the server allows more.
     ///
     /// Defaults to 1,000.
-    pub fn streams_per_connection(mut self, streams: NonZeroUsize) -> Self {
+    pub fn streams_per_connection(mut self, streams: usize) -> Self {
         self.streams_per_connection = streams;
         self
     }
@@ -242,7 +294,7 @@ impl Builder {
     /// [`stack`](OperationsClient::stack) nevertheless ends with `RESOURCE_EXHAUSTED` immediately.
     ///
     /// Defaults to 10,000.
-    pub fn max_queued_calls(mut self, calls: NonZeroUsize) -> Self {
+    pub fn max_queued_calls(mut self, calls: usize) -> Self {
         self.max_queued_calls = calls;
         self
     }
@@ -260,13 +312,39 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum total size of the headers of a request.
+    /// Sets the maximum size of a response in bytes.
     ///
-    /// See [`with_max_header_list_size`](OperationsClient::with_max_header_list_size).
+    /// A call whose response is larger ends with `RESOURCE_EXHAUSTED`.
     ///
-    /// Defaults to 8 KiB.
+    /// Defaults to 4 MiB.
+    pub fn max_decoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_decoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sets the maximum size of a request in bytes.
+    ///
+    /// A call whose request is larger ends with `RESOURCE_EXHAUSTED`; nothing is sent.
+    ///
+    /// Defaults to no limit.
+    pub fn max_encoding_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_encoding_message_size = Some(bytes);
+        self
+    }
+
+    /// Sets the maximum total size of the headers of a request. Defaults to 8 KiB.
+    ///
+    /// See [`max_header_list_size`](OperationsClient::max_header_list_size).
     pub fn max_header_list_size(mut self, bytes: usize) -> Self {
-        self.max_header_list_size = Some(bytes);
+        self.settings.max_header_list_size = Some(bytes);
+        self
+    }
+
+    /// Sets the maximum number of concurrent WaitOperation calls of pollers. Defaults to 50.
+    ///
+    /// See [`max_concurrent_waits`](OperationsClient::max_concurrent_waits).
+    pub fn max_concurrent_waits(mut self, calls: usize) -> Self {
+        self.settings.max_waits = Some(calls);
         self
     }
 
@@ -279,12 +357,15 @@ impl Builder {
         self
     }
 
-    /// Sets what gives the byte stream to the server, in place of TCP: a Unix socket, a proxy, a
-    /// pipe within the process. Default is TCP.
+    /// Sets a custom connector, which opens a byte stream to the server in place of TCP: a Unix socket, a
+    /// proxy, or a pipe within the process.
     ///
-    /// It gets the endpoint as it was given. TLS, where the endpoint is `https`, goes over the
-    /// stream. With an `http` endpoint, credentials must be [allowed](Self::credentials_in_plaintext),
-    /// whatever the host. `hyper_util::rt::TokioIo` makes a stream of tokio one of hyper.
+    /// It is called with the endpoint as it was given, or with the URL of the proxy after
+    /// `proxy_from_env`. TLS, if the endpoint is `https`, runs over the stream. With an `http` endpoint,
+    /// credentials must be [allowed](Self::credentials_in_plaintext), whatever the host.
+    /// `hyper_util::rt::TokioIo` adapts a stream of tokio to the traits of hyper.
+    ///
+    /// Defaults to TCP.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,
@@ -296,8 +377,10 @@ impl Builder {
         self
     }
 
-    /// Trusts the certificates in this PEM text, too, as issuers of the server's. Default is the
-    /// roots of the system, or Mozilla's, as the crate's features say.
+    /// Adds root certificates, as PEM text, for the verification of the server's certificate.
+    ///
+    /// Requires the feature `tls-ring` or `tls-aws-lc`. Defaults to the roots of the system or of Mozilla, for
+    /// the features `tls-native-roots` and `tls-webpki-roots`.
     #[cfg(feature = "_tls")]
     #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
@@ -305,8 +388,9 @@ impl Builder {
         self
     }
 
-    /// Shows this certificate to a server that asks for one: its chain and its private key, each
-    /// as PEM text. Default is none.
+    /// Sets the client certificate for mutual TLS: its chain and its private key, each as PEM text.
+    ///
+    /// Requires the feature `tls-ring` or `tls-aws-lc`. Defaults to none.
     #[cfg(feature = "_tls")]
     #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
@@ -359,8 +443,13 @@ impl Builder {
         Ok(auth::add(client, auth.interceptor()?))
     }
 
-    fn check_minimum(&self) -> Result<(), Status> {
-        let (min, max) = (self.min_connections, self.max_connections.get());
+    fn check_counts(&self) -> Result<(), Status> {
+        not_zero("max_connections", self.max_connections)?;
+        not_zero("streams_per_connection", self.streams_per_connection)?;
+        not_zero("max_queued_calls", self.max_queued_calls)?;
+        let header_list_size = self.settings.max_header_list_size.unwrap_or(usize::MAX);
+        not_zero("max_header_list_size", header_list_size)?;
+        let (min, max) = (self.min_connections, self.max_connections);
         if min > max {
             return Err(local(
                 Code::InvalidArgument,
@@ -372,45 +461,38 @@ impl Builder {
 
     /// Creates the client, without credentials.
     fn client(self) -> Result<OperationsClient<Transport>, Status> {
-        let (timeout, retry) = (self.timeout, self.retry.clone());
-        let max_header_list_size = self.max_header_list_size;
-        let plaintext = self.plaintext();
+        let mut settings = self.settings.clone();
+        settings.plaintext_error = self.plaintext();
         let transport = self.transport()?;
         let capacity = transport.capacity();
-        let user_agent = transport.user_agent().clone();
-        let mut client = OperationsClient::new(transport)
-            .with_user_agent(&user_agent)
-            .with_capacity(capacity)
-            .with_plaintext_error(plaintext)
-            .with_default_timeout(TIMEOUT)
-            .with_retry(retry);
-        if let Some(timeout) = timeout {
-            client = client.with_timeout(timeout);
-        }
-        if let Some(bytes) = max_header_list_size {
-            client = client.with_max_header_list_size(bytes);
-        }
-        Ok(client)
+        settings.headers = Template::new(Some(transport.user_agent()));
+        let client = OperationsClient::new(transport);
+        Ok(client.with_settings(settings).with_capacity(capacity))
     }
 
     fn transport(self) -> Result<Transport, Status> {
-        positive("timeout", self.timeout.unwrap_or(TIMEOUT))?;
+        if let Some(timeout) = self.settings.timeout.set {
+            positive("timeout", timeout)?;
+        }
         positive("connect timeout", self.connect_timeout)?;
-        positive("keepalive interval", self.keepalive.0)?;
-        positive("keepalive timeout", self.keepalive.1)?;
+        positive("keepalive interval", self.keepalive_interval)?;
+        positive("keepalive timeout", self.keepalive_timeout)?;
         positive(
             "maximum connection age",
             self.max_connection_age.unwrap_or(IDLE),
         )?;
-        self.check_minimum()?;
+        self.check_counts()?;
         let user_agent = user_agent(self.user_agent)?;
-        let (uri, authority) = self.endpoint.into_parts()?;
+        let (uri, address) = self.endpoint.into_parts()?;
+        let authority = self.authority.unwrap_or_else(|| Ok(address.clone()))?;
         let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTPS);
         #[cfg(feature = "_tls")]
-        let tls = match scheme == Scheme::HTTPS {
-            true => Some(self.tls.build(&authority)?),
-            false if self.tls.is_set() => return Err(not_over_http(&uri)),
-            false => None,
+        let tls = if scheme == Scheme::HTTPS {
+            Some(self.tls.build(&authority)?)
+        } else if self.tls.is_set() {
+            return Err(not_over_http(&uri));
+        } else {
+            None
         };
         #[cfg(not(feature = "_tls"))]
         if scheme == Scheme::HTTPS {
@@ -421,33 +503,46 @@ impl Builder {
                 ),
             ));
         }
-        let (keepalive, keepalive_timeout) = self.keepalive;
         // See https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md
-        let user_timeout = (keepalive < Duration::MAX).then_some(keepalive_timeout);
+        let user_timeout =
+            (self.keepalive_interval < Duration::MAX).then_some(self.keepalive_timeout);
         // The kernel limits the value to 31 bits of milliseconds.
         let user_timeout = user_timeout.filter(|timeout| timeout.as_millis() < 1 << 31);
         let dial = self.connector;
+        let dial = dial.unwrap_or_else(|| Dial::tcp(user_timeout));
+        #[cfg(feature = "proxy")]
+        let (dial, proxy) = if self.proxy_from_env && scheme == Scheme::HTTPS {
+            proxy::of_environment(&address)?.map_or((dial.clone(), None), |proxy| {
+                (dial.through(&proxy), proxy.uri().authority().cloned())
+            })
+        } else {
+            (dial, None)
+        };
         let connector = Connector {
             uri,
-            authority,
-            dial: dial.unwrap_or_else(|| Dial::tcp(user_timeout)),
+            authority: address,
+            dial,
+            #[cfg(feature = "proxy")]
+            proxy,
             #[cfg(feature = "_tls")]
             tls,
             timeout: self.connect_timeout,
         };
         let config = PoolConfig {
             min_connections: self.min_connections,
-            max_connections: self.max_connections.get(),
+            max_connections: self.max_connections,
             max_connection_age: self.max_connection_age,
             // So that sums of stream counts cannot overflow.
-            streams_per_connection: self.streams_per_connection.get().min(1_000_000),
-            max_queued_calls: self.max_queued_calls.get(),
+            streams_per_connection: self.streams_per_connection.min(1_000_000),
+            max_queued_calls: self.max_queued_calls,
             max_buffered_bytes: self.max_buffered_bytes,
-            keepalive: keepalive.max(MIN_KEEPALIVE),
-            keepalive_timeout,
+            keepalive: self.keepalive_interval.max(MIN_KEEPALIVE),
+            keepalive_timeout: self.keepalive_timeout,
             idle: IDLE,
         };
-        Ok(Transport::new(connector, config, scheme, user_agent))
+        Ok(Transport::new(
+            connector, config, scheme, authority, user_agent,
+        ))
     }
 }
 
@@ -463,13 +558,19 @@ fn not_over_http(uri: &Uri) -> Status {
 }
 
 fn positive(what: &str, duration: Duration) -> Result<(), Status> {
-    match duration.is_zero() {
-        true => Err(local(
-            Code::InvalidArgument,
-            format!("{what} 0s: give a longer one"),
-        )),
-        false => Ok(()),
+    if duration.is_zero() {
+        let message = format!("{what} 0s: must be longer than 0s");
+        return Err(local(Code::InvalidArgument, message));
     }
+    Ok(())
+}
+
+fn not_zero(what: &str, count: usize) -> Result<(), Status> {
+    if count == 0 {
+        let message = format!("{what} 0: must be at least 1");
+        return Err(local(Code::InvalidArgument, message));
+    }
+    Ok(())
 }
 
 fn user_agent(prefix: Option<String>) -> Result<HeaderValue, Status> {

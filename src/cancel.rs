@@ -2,28 +2,31 @@
 
 mod many;
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tonic::{Code, IntoRequest, Status};
 
 pub use self::many::CancelOperations;
 use crate::{
-    client::{OperationsClient, Stack},
+    client::{GrpcStack, OperationsClient},
     operation::{Operation, Outcome},
     poll::{PollPolicy, Poller, Target},
     proto::CancelOperationRequest,
 };
 
-impl<S: Stack + Sync> OperationsClient<S> {
+impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// Asks the server to stop an operation, and finds out how it ended.
     ///
     /// The cancel method is best effort: its success says that the server took the request. So
     /// once it is taken, a [`Poller`] with this policy watches the operation until it is done.
     /// Nothing is invented: each [`CancelOutcome`] holds what was said. The policy's [total
-    /// timeout](PollPolicy::total_timeout) covers the cancel call too. Without it, an operation
-    /// that ignores the request is watched until it ends by itself.
-    ///
-    /// The metadata of a whole [`tonic::Request`] go along with every call. Its timeout counts for
-    /// the cancel call, and for each Get.
+    /// timeout](PollPolicy::total_timeout) includes the cancel call. If the policy sets none, it is 5 minutes,
+    /// so that this method returns even if the operation does not stop. When it has passed, the outcome is
+    /// [`Running`](CancelOutcome::Running), with the last known state, or
+    /// [`Unknown`](CancelOutcome::Unknown) if no state is known.
+    /// The metadata and the extensions of a [`tonic::Request`], and so a [`RetryPolicy`](crate::RetryPolicy) in
+    /// them, apply to every call. Its timeout applies to the cancel call, and to each Get.
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]
@@ -41,7 +44,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
     /// match client.cancel_and_wait("operations/1", policy).await? {
     ///     CancelOutcome::Cancelled(_) => println!("stopped"),
-    ///     CancelOutcome::Completed(_) => println!("it was faster"),
+    ///     CancelOutcome::Succeeded(_) => println!("completed first"),
     ///     other => println!("{other:?}"),
     /// }
     /// # Ok(())
@@ -75,11 +78,9 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ) -> Result<CancelOutcome, Status> {
         let target = Target::new(request.into_request(), |request| request.name);
         let begun = Instant::now();
-        let left = || {
-            policy
-                .limit()
-                .map(|limit| limit.saturating_sub(begun.elapsed()))
-        };
+        let limit = policy.limit().unwrap_or(TOTAL_TIMEOUT);
+        let policy = policy.total_timeout(limit);
+        let left = || Some(limit.saturating_sub(begun.elapsed()));
         match target.cancel(self, left()).await {
             Ok(()) => {}
             Err(refusal) if may_be_done(&refusal) => {
@@ -97,15 +98,18 @@ impl<S: Stack + Sync> OperationsClient<S> {
         let end = poller.until_done().await;
         Ok(match (end, poller.latest()) {
             (Ok(state), _) => CancelOutcome::of(state),
-            (Err(status), _) if status.code() == Code::NotFound => CancelOutcome::Gone,
+            (Err(status), _) if status.code() == Code::NotFound => CancelOutcome::NotFound,
             // Any other DEADLINE_EXCEEDED is ridden on: this is the limit.
             (Err(status), Some(state)) if status.code() == Code::DeadlineExceeded => {
-                CancelOutcome::StillRunning(state.clone())
+                CancelOutcome::Running(state.clone())
             }
             (Err(status), _) => CancelOutcome::Unknown(status),
         })
     }
 }
+
+/// The total timeout of `cancel_and_wait` if the policy sets none.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What became of an operation whose cancellation was asked for.
 ///
@@ -117,17 +121,17 @@ pub enum CancelOutcome {
     /// It was cancelled: its error is `CANCELLED`.
     Cancelled(Operation),
     /// It completed despite the request, or had before: it has a response.
-    Completed(Operation),
+    Succeeded(Operation),
     /// It failed: it has another error.
     Failed(Operation),
     /// It is done, and the server set neither a response nor an error: how it ended is not known.
     DoneWithoutResult(Operation),
     /// The time was up; this is its last state seen since the server took the request.
-    StillRunning(Operation),
+    Running(Operation),
     /// The server took the request, and a look ended in `NOT_FOUND`, whoever said it. Unless a
     /// layer of one's own did, the server has forgotten the operation since, or takes requests for
     /// names that it never knew, as some do.
-    Gone,
+    NotFound,
     /// The server took the request, but to look at the operation failed for good, or brought no
     /// answer before the time was up: how it is or how it ended is not known.
     Unknown(Status),
@@ -138,11 +142,11 @@ impl CancelOutcome {
     pub fn operation(&self) -> Option<&Operation> {
         match self {
             Self::Cancelled(state)
-            | Self::Completed(state)
+            | Self::Succeeded(state)
             | Self::Failed(state)
             | Self::DoneWithoutResult(state)
-            | Self::StillRunning(state) => Some(state),
-            Self::Gone | Self::Unknown(_) => None,
+            | Self::Running(state) => Some(state),
+            Self::NotFound | Self::Unknown(_) => None,
         }
     }
 
@@ -151,8 +155,8 @@ impl CancelOutcome {
             Outcome::Cancelled(_) => Self::Cancelled(state),
             Outcome::DoneWithoutResult => Self::DoneWithoutResult(state),
             Outcome::Failed(_) => Self::Failed(state),
-            Outcome::Running => Self::StillRunning(state),
-            Outcome::Succeeded => Self::Completed(state),
+            Outcome::Running => Self::Running(state),
+            Outcome::Succeeded => Self::Succeeded(state),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The client: the five RPCs, and what every call shares.
 
 mod answer;
+mod boxed;
 mod call;
 mod header;
 mod message;
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use tonic::{IntoRequest, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
-use self::{settings::Settings, waits::Waits};
+pub use self::boxed::BoxGrpcStack;
+use self::waits::Waits;
+pub(crate) use self::{header::Template, settings::Settings};
 use crate::{
     operation::Operation,
     proto::{
@@ -28,29 +31,51 @@ use crate::{
 /// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
 ///
 /// Each method takes the operation's name, an [`Operation`], a request message, or a whole
-/// [`tonic::Request`] with metadata and a timeout of its own. Every method may be called by any
-/// number of tasks at once. A future that is dropped ends its call: the server is told so, but may
-/// have done the work already.
+/// [`tonic::Request`] with metadata, a timeout, and a retry policy:
 ///
-/// Errors are [`tonic::Status`]: the server's own, unchanged, or one that this client made of the
-/// call's end; [`StatusExt::origin`](crate::StatusExt::origin) tells which. These can come from
-/// every method:
+/// ```
+/// # #[cfg(not(feature = "emulator"))]
+/// # fn main() {}
+/// # #[cfg(feature = "emulator")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tonic::Status> {
+/// # use longrunning::emulator::Emulator;
+/// # let emulator = Emulator::in_process()?;
+/// # emulator.start_operation("operations/1")?;
+/// # let client = longrunning::OperationsClient::new(emulator.service());
+/// use std::time::Duration;
+/// use longrunning::{RetryPolicy, proto::CancelOperationRequest};
+/// use tonic::{IntoRequest, Request};
+///
+/// let mut request: Request<CancelOperationRequest> = "operations/1".into_request();
+/// request.set_timeout(Duration::from_secs(2));
+/// request.extensions_mut().insert(RetryPolicy::default().idempotent(false));
+/// client.cancel_operation(request).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Any number of tasks can call methods at the same time. Dropping a future ends its call: the server is
+/// notified, but it may have processed the call already.
+///
+/// Errors are [`tonic::Status`]: the server's status, unchanged, or a status that this client created.
+/// [`CallStatusExt::origin`](crate::CallStatusExt::origin) returns which. Every method can return these:
 ///
 /// - `INVALID_ARGUMENT`: the name is empty, or all headers together, credentials included, are larger
-///   than [`max_header_list_size`](crate::Builder::max_header_list_size). Nothing was sent.
+///   than [`max_header_list_size`](crate::ClientBuilder::max_header_list_size). Nothing was sent.
 /// - `DEADLINE_EXCEEDED`: the deadline has passed. The message says what the call waited for.
 /// - `UNAUTHENTICATED`: there is no token, and a person has to fix that; or the server refused it.
 /// - `UNAVAILABLE`: the server could not be reached, or the connection broke.
-/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction, or more calls wait
-///   than the [queue](crate::Builder::max_queued_calls) takes.
+/// - `RESOURCE_EXHAUSTED`: the message is larger than the limit for its direction, or the
+///   [queue](crate::ClientBuilder::max_queued_calls) of calls is full.
 /// - `INTERNAL`: the answer is not what the protocol allows.
 /// - `UNKNOWN`: the answer ended without a status.
 /// - `FAILED_PRECONDITION`: the call has a deadline, or uses the default stack, and there is no tokio
 ///   runtime.
 ///
 /// The table of [faults](Transport#faults) has the code of each failure of the default stack.
-/// [`StatusExt::delivery`](crate::StatusExt::delivery) returns whether the server may have done the work
-/// all the same.
+/// [`CallStatusExt::delivery`](crate::CallStatusExt::delivery) returns whether a server may have processed
+/// the call.
 #[derive(Clone, Debug)]
 pub struct OperationsClient<S = Transport> {
     stack: S,
@@ -58,16 +83,15 @@ pub struct OperationsClient<S = Transport> {
     waits: Arc<Waits>,
 }
 
-/// A tower stack that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
-/// server in this very process, or any of them under layers of one's own.
+/// A tower service that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
+/// server in the same process, or any of them under custom layers.
 ///
-/// There is nothing to implement: it is an alias for the bounds. Pollers, streams and
-/// `cancel_and_wait` need it to be [`Sync`], too. A type to name one by is
-/// [`tower::util::BoxCloneSyncService`](https://docs.rs/tower/0.5/tower/util/struct.BoxCloneSyncService.html).
+/// This trait is an alias for its bounds, and is implemented for every type that satisfies them. Pollers,
+/// streams and `cancel_and_wait` also require [`Sync`]. [`BoxGrpcStack`] is any stack as one type.
 ///
 /// [`Channel`]: https://docs.rs/tonic/0.14/tonic/transport/struct.Channel.html
 /// [`InterceptedService`]: tonic::service::interceptor::InterceptedService
-pub trait Stack:
+pub trait GrpcStack:
     Clone
     + GrpcService<
         Body,
@@ -79,7 +103,7 @@ pub trait Stack:
 {
 }
 
-impl<S> Stack for S where
+impl<S> GrpcStack for S where
     S: Clone
         + GrpcService<
             Body,
@@ -92,24 +116,12 @@ impl<S> Stack for S where
 }
 
 impl<S> OperationsClient<S> {
-    /// Makes a client over a stack that is there already.
-    ///
-    /// The client adds the checks of names, the headers and truthful statuses. Deadlines and
-    /// retries are the stack's own, unless asked for here; the timeout that a request carries is
-    /// always kept, and pollers and lists bound their calls by themselves. Over a stack of few
-    /// streams, [`with_max_waits`](Self::with_max_waits) keeps pollers from taking them all.
-    pub fn new(stack: S) -> Self {
-        Self {
-            stack,
-            settings: Settings::default(),
-            waits: Arc::default(),
-        }
-    }
-
     /// Returns the stack, for another generated client to use the same connections.
     ///
-    /// Retries, default timeouts and credentials belong to the client, not to the stack. The timeout
-    /// of a request (`tonic::Request::set_timeout`) is kept by both. An [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the same token:
+    /// Retries, default timeouts and credentials belong to the client, not to the stack, and so do the origin
+    /// and the attempts of a status that the server sent. Both respect the timeout of a request
+    /// (`tonic::Request::set_timeout`). An [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the
+    /// same token:
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]
@@ -128,7 +140,7 @@ impl<S> OperationsClient<S> {
     /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
     /// let client = OperationsClient::builder(endpoint).connect().await?;
     /// let mut other = AnyClient::with_interceptor(client.stack().clone(), auth.clone());
-    /// let client = client.with_credentials(auth);
+    /// let client = client.auth(auth);
     /// # let request = GetOperationRequest { name: "operations/1".to_owned() };
     /// # assert!(!other.get_operation(request).await?.into_inner().done);
     /// # client.cancel_operation("operations/1").await?;
@@ -142,10 +154,10 @@ impl<S> OperationsClient<S> {
         &self.stack
     }
 
-    /// Puts the stack under layers of one's own, such as an interceptor.
+    /// Adds custom layers, such as an interceptor, on top of the stack.
     ///
-    /// The stack below them overwrites `grpc-timeout` with the time that is left when it sends a
-    /// request.
+    /// The layers process each attempt of a call. When the default transport below them sends a request, it
+    /// sets `grpc-timeout` to the remaining time.
     ///
     /// ```
     /// # async fn example() -> Result<(), tonic::Status> {
@@ -164,6 +176,12 @@ impl<S> OperationsClient<S> {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// The type of the stack contains the types of its layers: [`boxed`](Self::boxed) makes it a simple one.
+    ///
+    /// A `Timeout` layer also cuts off the `WaitOperation` calls of pollers, which take up to a minute: use
+    /// [`timeout`](Self::timeout) in its place, or a shorter
+    /// [`wait_timeout`](crate::PollPolicy::wait_timeout).
     #[must_use]
     pub fn map_stack<T>(self, layer: impl FnOnce(S) -> T) -> OperationsClient<T> {
         OperationsClient {
@@ -174,7 +192,22 @@ impl<S> OperationsClient<S> {
     }
 }
 
-impl<S: Stack> OperationsClient<S> {
+impl<S: GrpcStack> OperationsClient<S> {
+    /// Creates a client over an existing stack.
+    ///
+    /// The client rejects empty names, adds the request headers, and maps errors to status codes. It
+    /// applies deadlines and retries only if you set them with [`timeout`](Self::timeout) and
+    /// [`retry`](Self::retry), but always respects the timeout of a request. Pollers and lists set a deadline
+    /// for each of their calls. If the stack allows few concurrent calls, use
+    /// [`max_concurrent_waits`](Self::max_concurrent_waits) to prevent pollers from occupying all of them.
+    pub fn new(stack: S) -> Self {
+        Self {
+            stack,
+            settings: Settings::default(),
+            waits: Arc::default(),
+        }
+    }
+
     /// Asks the server to stop an operation.
     ///
     /// Best effort: success means that the server took the request, not that the operation is
@@ -184,7 +217,7 @@ impl<S: Stack> OperationsClient<S> {
     ///
     /// ```
     /// # #[cfg(feature = "emulator")]
-    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// # async fn example<S: longrunning::GrpcStack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
     /// client.cancel_operation("projects/p/locations/us-central1/operations/ICN42").await?;
     /// # Ok(())
     /// # }

@@ -1,8 +1,7 @@
-//! The whole service `google.longrunning.Operations` in memory, for tests.
+//! An in-memory implementation of `google.longrunning.Operations`, for tests.
 //!
-//! An [`Emulator`] serves all five methods over real HTTP/2 on a free loopback port, and in
-//! process. A test starts operations and decides how they end, has the server behave as awkwardly
-//! as real ones do, and looks at the calls that came in:
+//! An [`Emulator`] serves all five methods, over HTTP/2 on a loopback port or in process. A test starts
+//! operations, decides how they end, injects faults, and examines the calls that were received:
 //!
 //! ```
 //! use longrunning::{OperationsClient, emulator::Emulator};
@@ -22,11 +21,12 @@
 //! # }
 //! ```
 //!
-//! Awkward servers: [`on_cancel`](Emulator::on_cancel), [`on_wait`](Emulator::on_wait),
-//! [`delay`](Emulator::delay), [`fail_next`](Emulator::fail_next),
+//! Faults and other behavior of servers: [`on_cancel`](Emulator::on_cancel), [`on_wait`](Emulator::on_wait),
+//! [`delay`](Emulator::delay), [`delay_with`](Emulator::delay_with), [`fail_next`](Emulator::fail_next),
 //! [`lose_next`](Emulator::lose_next), [`reset_next`](Emulator::reset_next),
-//! [`unimplement`](Emulator::unimplement), [`require`](Emulator::require), and a limit on
-//! [streams](Builder::max_concurrent_streams).
+//! [`unimplement`](Emulator::unimplement), [`require`](Emulator::require),
+//! [`restart`](Emulator::restart), and a limit on [streams](EmulatorBuilder::max_concurrent_streams).
+//! The guide [`testing`](crate::guide::testing) shows how to test a service with it.
 //!
 //! A call's deadline never turns into `CANCELLED` here. A late answer stays late: it comes when
 //! its delay is over, whatever the `grpc-timeout`, as a stuck server's would, and it is up to the
@@ -68,33 +68,36 @@ mod service;
 mod wait;
 
 use std::{
-    error::Error,
-    fmt, io,
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{net::TcpListener, sync::watch};
-use tonic::{Code, Status};
+use tokio::sync::watch;
+use tonic::Status;
 
-use self::{calls::Log, operations::Store, script::Script, server::Tasks};
+use self::{
+    calls::Log,
+    operations::Store,
+    script::Script,
+    server::{Server, Tasks},
+};
 pub use self::{
     calls::{Call, CallOutcome, CallRequest, Method},
     cancel::CancelBehavior,
-    service::Service,
+    service::EmulatorService,
     wait::WaitBehavior,
 };
-use crate::{
-    Delivery, Origin, proto::operations_server::OperationsServer, status::caused, task::runtime,
-};
+use crate::{proto::operations_server::OperationsServer, task::runtime};
 
-/// A running server of `google.longrunning.Operations`, and the hand that steers it.
+/// An in-memory server of `google.longrunning.Operations`.
 ///
 /// Dropping it closes its port and its connections and ends its tasks; [`shutdown`](Self::shutdown)
 /// also waits until that is done. All methods take `&self`: tasks share it in an [`Arc`].
 pub struct Emulator {
     shared: Arc<Shared>,
-    address: SocketAddr,
+    /// `None` for an in-process emulator.
+    server: Option<Server>,
 }
 
 impl Emulator {
@@ -112,19 +115,49 @@ impl Emulator {
         Self::builder().start().await
     }
 
+    /// Creates an in-process emulator: it has no socket, and is called only through [`service`](Self::service).
+    ///
+    /// ```
+    /// use longrunning::{OperationsClient, emulator::Emulator};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// let emulator = Emulator::in_process()?;
+    /// emulator.start_operation("operations/1")?;
+    /// let client = OperationsClient::new(emulator.service());
+    /// client.cancel_operation("operations/1").await?;
+    /// # assert!(emulator.operation("operations/1").is_some_and(|operation| operation.done));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `FAILED_PRECONDITION`: there is no tokio runtime.
+    pub fn in_process() -> Result<Self, Status> {
+        Ok(Self {
+            shared: Shared::new()?,
+            server: None,
+        })
+    }
+
     /// Returns a builder, for a certain port or a limit on streams.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> EmulatorBuilder {
+        EmulatorBuilder::default()
     }
 
-    /// Returns where it serves: `http://127.0.0.1:PORT`.
+    /// Returns the endpoint of the emulator, such as `http://127.0.0.1:50051`.
+    ///
+    /// The port is 0, to which nothing can connect, if the emulator is [in process](Self::in_process).
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://127.0.0.1:{}", self.port())
     }
 
-    /// Returns the port on which it serves.
+    /// Returns the port of the emulator, or 0 if it is [in process](Self::in_process).
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.server
+            .as_ref()
+            .map_or(0, |server| server.address.port())
     }
 
     /// Returns the service to be called in process, without a socket.
@@ -144,8 +177,8 @@ impl Emulator {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn service(&self) -> OperationsServer<Service> {
-        OperationsServer::new(Service::new(Arc::clone(&self.shared)))
+    pub fn service(&self) -> OperationsServer<EmulatorService> {
+        OperationsServer::new(EmulatorService::new(Arc::clone(&self.shared)))
     }
 
     /// Waits until the condition holds. It is looked at now and after every change of a call, an
@@ -179,6 +212,7 @@ impl Emulator {
     ///
     /// Calls in flight are cut off.
     pub async fn shutdown(self) {
+        self.stop().await;
         self.shared.tasks.close();
         self.shared.tasks.closed().await;
     }
@@ -186,6 +220,9 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            server.close();
+        }
         self.shared.tasks.close();
     }
 }
@@ -200,12 +237,12 @@ impl fmt::Debug for Emulator {
 
 /// Settles how an [`Emulator`] serves.
 #[derive(Clone, Debug, Default)]
-pub struct Builder {
+pub struct EmulatorBuilder {
     port: u16,
-    max_concurrent_streams: Option<u32>,
+    max_concurrent_streams: Option<usize>,
 }
 
-impl Builder {
+impl EmulatorBuilder {
     /// Sets the port on 127.0.0.1. Default is 0: any free one.
     #[must_use]
     pub fn port(self, port: u16) -> Self {
@@ -215,7 +252,7 @@ impl Builder {
     /// Sets how many calls at once a connection may carry, as it is announced to clients; calls
     /// beyond it are refused (`REFUSED_STREAM`). Google's front ends allow 100. Default is no limit.
     #[must_use]
-    pub fn max_concurrent_streams(self, limit: u32) -> Self {
+    pub fn max_concurrent_streams(self, limit: usize) -> Self {
         Self {
             max_concurrent_streams: Some(limit),
             ..self
@@ -232,31 +269,20 @@ impl Builder {
     ///
     /// As [`Emulator::start`].
     pub async fn start(self) -> Result<Emulator, Status> {
-        let runtime = runtime("an emulator")?;
+        let shared = Shared::new()?;
         let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let unavailable = |error: io::Error| {
-            let message = format!("cannot listen on {wanted}: {error}; port 0 takes a free one");
-            let cause = Box::<dyn Error + Send + Sync>::from(error);
-            caused(
-                Code::Unavailable,
-                message,
-                Origin::Client,
-                Delivery::NotSent,
-                cause,
-            )
-        };
-        let listener = TcpListener::bind(wanted).await.map_err(unavailable)?;
-        let address = listener.local_addr().map_err(unavailable)?;
-        let shared = Arc::new(Shared {
-            changes: watch::Sender::default(),
-            log: Mutex::default(),
-            script: Mutex::default(),
-            store: Mutex::default(),
-            tasks: Tasks::new(runtime),
-        });
-        let emulator = Emulator { shared, address };
-        server::serve(&emulator, listener, self.max_concurrent_streams);
-        Ok(emulator)
+        let runtime = &shared.tasks.runtime;
+        let listener = server::listen(wanted, runtime, "use port 0 for any free port")?;
+        let address = listener.local_addr().unwrap_or(wanted);
+        let max_streams = self.max_concurrent_streams;
+        let max_streams = max_streams.map(|max| u32::try_from(max).unwrap_or(u32::MAX));
+        let server = Server::new(address, max_streams, shared.tasks.runtime.clone());
+        let service = OperationsServer::new(EmulatorService::new(Arc::clone(&shared)));
+        server.serve(listener, service, &shared);
+        Ok(Emulator {
+            shared,
+            server: Some(server),
+        })
     }
 }
 
@@ -272,6 +298,16 @@ struct Shared {
 }
 
 impl Shared {
+    fn new() -> Result<Arc<Self>, Status> {
+        Ok(Arc::new(Self {
+            changes: watch::Sender::default(),
+            log: Mutex::default(),
+            script: Mutex::default(),
+            store: Mutex::default(),
+            tasks: Tasks::new(runtime("an emulator")?),
+        }))
+    }
+
     fn changed(&self) {
         self.changes.send_replace(());
     }

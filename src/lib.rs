@@ -26,8 +26,8 @@
 //!   [`get_operation`](OperationsClient::get_operation) returns.
 //!   [`cancel_and_wait`](OperationsClient::cancel_and_wait) cancels and waits for the outcome.
 //! - **Errors are [`tonic::Status`]**, for both calls and set-up. A status that the server sent
-//!   is returned unchanged; [`StatusExt::origin`] returns where a status came from.
-//! - **Calls have a deadline of 10 seconds by default** ([`Builder::timeout`]) and are retried on
+//!   is returned unchanged; [`CallStatusExt::origin`] returns where a status came from.
+//! - **Calls have a deadline of 10 seconds by default** ([`ClientBuilder::timeout`]) and are retried on
 //!   `UNAVAILABLE` ([`RetryPolicy`]), as in the published policy of the service. A client over your
 //!   own stack leaves both to the stack, unless you set them.
 //! - **No credentials are sent by default**: see [`Credentials`].
@@ -38,9 +38,11 @@
 //!
 //! | to | see |
 //! |---|---|
-//! | connect to a server | [`OperationsClient::builder`], [`Builder`], [`Transport`] |
-//! | use your own channel or tower stack | [`OperationsClient::new`], [`Stack`] |
+//! | connect to a server | [`OperationsClient::builder`], [`ClientBuilder`], [`Transport`] |
+//! | connect to a private endpoint, or through an HTTP proxy | [`ClientBuilder::authority`], `ClientBuilder::proxy_from_env` (requires the feature `proxy`) |
+//! | use your own channel or tower stack | [`OperationsClient::new`], [`GrpcStack`], [`OperationsClient::boxed`] |
 //! | cancel, get, list, delete or wait once | [`OperationsClient`] |
+//! | set a timeout or a retry policy for one call | [`RetryPolicy`](RetryPolicy#for-one-call), [`AttemptTimeout`] |
 //! | authenticate | [`Credentials`], and [`AuthInterceptor`] for any other generated client |
 //! | wait until an operation is done | [`Poller`], [`PollPolicy`] |
 //! | cancel an operation and learn the outcome | [`OperationsClient::cancel_and_wait`], [`CancelOutcome`] |
@@ -48,9 +50,10 @@
 //! | list operations over all pages | [`OperationsClient::operations`] |
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
 //! | know how each failure ends | [`Transport`](Transport#faults) |
-//! | handle an error | [`StatusExt`], [`Origin`], [`Delivery`] |
+//! | handle an error, or write it to a log | [`CallStatusExt`], [`StatusReport`], [`Origin`], [`Delivery`] |
 //! | use the generated messages and stubs | [`proto`] |
-//! | test your code without a server | the module `emulator` (requires the feature `emulator`) |
+//! | test your code without a server | the module `emulator` (requires the feature `emulator`), the guide [`testing`](guide::testing) |
+//! | solve a common task, or move from another client | the module [`guide`] |
 //!
 //! # Features
 //!
@@ -58,17 +61,19 @@
 //! |---|---|---|
 //! | `google-authz` | yes | Google credentials: service account keys, user credentials, the metadata server |
 //! | `google-cloud-auth` | | Google credentials, with workload identity federation and impersonation; needs Rust 1.91 |
+//! | `metadata-server` | | Google credentials from the metadata server only, with few dependencies; part of both features above |
 //! | `tls-ring` | yes | TLS by rustls with ring |
 //! | `tls-aws-lc` | | TLS by rustls with aws-lc |
 //! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
-//! | `rustls` | | `Builder::rustls_config`, which takes a complete rustls 0.23 configuration |
+//! | `proxy` | | `ClientBuilder::proxy_from_env`, for HTTP proxies |
+//! | `rustls` | | `ClientBuilder::rustls_config`, which takes a complete rustls 0.23 configuration |
 //! | `tracing` | | events with target `longrunning` for connections, retries and token renewals: at level DEBUG, and WARN for failed token renewals, rejected tokens, unreadable credentials files and `too_many_pings` |
 //! | `gzip` | | decoding of gzip-compressed responses, advertised to servers in `grpc-accept-encoding` |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!
 //! An `https` endpoint requires `tls-ring` or `tls-aws-lc`, and root certificates from
-//! `tls-native-roots`, `tls-webpki-roots` or `Builder::ca_certificate`.
+//! `tls-native-roots`, `tls-webpki-roots` or `ClientBuilder::ca_certificate`.
 //!
 //! # Standards
 //!
@@ -86,6 +91,9 @@ mod deadline;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod expiry;
+// The doctests of the guides need the emulator.
+#[cfg(all(doc, any(not(doctest), feature = "emulator")))]
+pub mod guide;
 mod list;
 mod operation;
 mod poll;
@@ -98,13 +106,13 @@ mod transport;
 
 pub use self::{
     auth::{AuthInterceptor, CallCredentials, Credentials, Token, TokenStatus},
-    builder::{Builder, Endpoint},
+    builder::ClientBuilder,
     cancel::{CancelOperations, CancelOutcome},
-    client::{OperationsClient, Stack},
-    list::Operations,
-    operation::{Operation, Outcome},
+    client::{BoxGrpcStack, GrpcStack, OperationsClient},
+    list::OperationStream,
+    operation::{Operation, Outcome, location},
     poll::{PollPolicy, Poller},
-    retry::RetryPolicy,
-    status::{Delivery, Origin, StatusExt},
-    transport::{ResponseBody, Transport},
+    retry::{AttemptTimeout, RetryPolicy},
+    status::{CallStatusExt, Delivery, Origin, StatusReport},
+    transport::{ResponseBody, ResponseFuture, Transport},
 };

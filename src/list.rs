@@ -1,7 +1,9 @@
 //! Listing operations, page after page.
 
 use std::{
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -14,7 +16,7 @@ use tonic::{Code, Extensions, IntoRequest, Request, Status, metadata::MetadataMa
 
 use crate::{
     backoff::Backoff,
-    client::{OperationsClient, Stack},
+    client::{GrpcStack, OperationsClient},
     operation::Operation,
     proto::{ListOperationsRequest, ListOperationsResponse},
     status::{Delivery, local, with_delivery},
@@ -22,7 +24,7 @@ use crate::{
     transport::Transport,
 };
 
-impl<S: Stack + Sync> OperationsClient<S> {
+impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// Returns the operations under a parent, such as `projects/p/locations/l`, of all pages.
     ///
     /// A page is asked for when the one before is used up: a stream that is not read to its end
@@ -40,8 +42,6 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// # use longrunning::{OperationsClient, emulator::Emulator};
     /// # let emulator = Emulator::start().await?;
     /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
-    /// use tokio_stream::StreamExt as _;
-    ///
     /// let mut operations = client.operations("projects/p/locations/l");
     /// while let Some(operation) = operations.next().await {
     ///     println!("{}", operation?.name);
@@ -49,9 +49,12 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn operations(&self, request: impl IntoRequest<ListOperationsRequest>) -> Operations<S> {
+    pub fn operations(
+        &self,
+        request: impl IntoRequest<ListOperationsRequest>,
+    ) -> OperationStream<S> {
         let (metadata, extensions, request) = request.into_request().into_parts();
-        Operations {
+        OperationStream {
             client: self.clone(),
             metadata,
             extensions,
@@ -84,12 +87,12 @@ impl<S: Stack + Sync> OperationsClient<S> {
 /// Waiting for an item may be given up at any time: the call in flight belongs to the stream, which
 /// goes on with it. It is a task of the runtime that the stream was polled in when it began. While
 /// that runs, the call ends within its timeout though nobody polls the stream; once it has ended,
-/// the page is asked for again. The task is in the caller's `tracing` span, but task-locals do not
-/// reach it. Dropping the stream ends the task and the call.
+/// the page is asked for again. With the feature `tracing`, the task runs in the caller's span. The caller's
+/// task-locals are not available in it. Dropping the stream ends the task and the call.
 ///
 /// A panic of one's own stack goes on in who polls. Polled again, the stream asks for the page
 /// again.
-pub struct Operations<S = Transport> {
+pub struct OperationStream<S = Transport> {
     client: OperationsClient<S>,
     metadata: MetadataMap,
     extensions: Extensions,
@@ -124,7 +127,7 @@ enum Next {
     End,
 }
 
-impl<S> Operations<S> {
+impl<S> OperationStream<S> {
     /// Returns the places that the server could not reach so far, each once, as it names them.
     ///
     /// Where there are any, the list is not complete. Servers report them to requests that ask
@@ -169,7 +172,14 @@ impl<S> Operations<S> {
     }
 }
 
-impl<S: Stack + Sync> Operations<S> {
+impl<S: GrpcStack + Sync> OperationStream<S> {
+    /// Returns the next operation, or `None` after the last one or after an error.
+    ///
+    /// This is the same as `StreamExt::next`, without the need for another crate. This method is cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Operation, Status>> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
     fn next_page(
         &self,
     ) -> impl Future<Output = Result<ListOperationsResponse, Status>> + Send + 'static {
@@ -188,7 +198,7 @@ impl<S: Stack + Sync> Operations<S> {
     }
 }
 
-impl<S: Stack + Sync> Stream for Operations<S> {
+impl<S: GrpcStack + Sync> Stream for OperationStream<S> {
     type Item = Result<Operation, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -214,11 +224,11 @@ impl<S: Stack + Sync> Stream for Operations<S> {
 }
 
 // Nothing in it is pinned in place: the call is in a box.
-impl<S> Unpin for Operations<S> {}
+impl<S> Unpin for OperationStream<S> {}
 
-impl<S> fmt::Debug for Operations<S> {
+impl<S> fmt::Debug for OperationStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operations")
+        f.debug_struct("OperationStream")
             .field("request", &self.request)
             .field("unreachable", &self.unreachable)
             .finish_non_exhaustive()

@@ -51,7 +51,7 @@ impl Operation {
     /// # Errors
     ///
     /// As [`into_response`](Self::into_response), but for the type.
-    pub fn into_response_unchecked<M: Message + Default>(self) -> Result<M, Status> {
+    pub fn into_response_ignoring_type<M: Message + Default>(self) -> Result<M, Status> {
         let (name, response) = self.into_any()?;
         decoded(&name, "response", &response)
     }
@@ -59,7 +59,7 @@ impl Operation {
     /// Returns the operation's metadata, such as its progress, if it has any and they are an `M`.
     ///
     /// [`Name`] is what `prost_build::Config::enable_type_names` makes, or three lines by hand; for
-    /// messages without it there is [`metadata_as_unchecked`](Self::metadata_as_unchecked).
+    /// messages without it there is [`metadata_ignoring_type`](Self::metadata_ignoring_type).
     ///
     /// # Errors
     ///
@@ -75,12 +75,12 @@ impl Operation {
     /// Returns the operation's metadata, if it has any, taken for an `M`.
     ///
     /// For message types that do not implement [`Name`], see
-    /// [`into_response_unchecked`](Self::into_response_unchecked).
+    /// [`into_response_ignoring_type`](Self::into_response_ignoring_type).
     ///
     /// # Errors
     ///
     /// `INTERNAL`: the bytes of the metadata are no `M`.
-    pub fn metadata_as_unchecked<M: Message + Default>(&self) -> Result<Option<M>, Status> {
+    pub fn metadata_ignoring_type<M: Message + Default>(&self) -> Result<Option<M>, Status> {
         let metadata = self.metadata.as_ref();
         metadata
             .map(|metadata| decoded(&self.name, "metadata", metadata))
@@ -107,6 +107,29 @@ impl Operation {
             (true, Some(operation::Result::Response(response))) => Ok((name, response)),
         }
     }
+}
+
+/// Returns the location in the name of an operation, such as `us-central1` in
+/// `projects/p/locations/us-central1/operations/1`.
+///
+/// The location is the ID that follows the collection `locations`; a name consists of pairs of a collection
+/// and an ID ([AIP-122](https://google.aip.dev/122)). Returns `None` if there is no location, or if it cannot
+/// be a label of a host name: lower-case letters, digits, and hyphens between them. That includes `-`, the
+/// wildcard for all locations.
+pub fn location(name: &str) -> Option<&str> {
+    let mut segments = name.split('/');
+    let id = loop {
+        let (collection, id) = (segments.next()?, segments.next()?);
+        if collection == "locations" {
+            break id;
+        }
+    };
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let is_label = (1..=63).contains(&id.len())
+        && id.bytes().all(is_allowed)
+        && !id.starts_with('-')
+        && !id.ends_with('-');
+    is_label.then_some(id)
 }
 
 /// How an operation ended, as far as its latest known state tells.

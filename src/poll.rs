@@ -6,8 +6,9 @@ mod policy;
 mod states;
 mod step;
 
-use std::{fmt, future::poll_fn, time::Duration};
+use std::{fmt, future::poll_fn, pin::Pin, time::Duration};
 
+use futures_core::Stream as _;
 use tokio::time::Instant;
 use tonic::{IntoRequest, Status};
 
@@ -15,7 +16,7 @@ use self::look::Seen;
 pub(crate) use self::look::Target;
 pub use self::policy::PollPolicy;
 use crate::{
-    client::{OperationsClient, Stack},
+    client::{GrpcStack, OperationsClient},
     operation::Operation,
     proto::GetOperationRequest,
     task::Task,
@@ -30,8 +31,8 @@ use crate::{
 ///
 /// # How it looks
 ///
-/// With `WaitOperation`, whose answer comes as soon as the operation is done, asked for one
-/// [slice of time](PollPolicy::wait) after the other. If a server answers `UNIMPLEMENTED`, the client and
+/// The poller calls `WaitOperation`, which responds as soon as the operation is done, for one
+/// [period](PollPolicy::wait_timeout) after another. If a server answers `UNIMPLEMENTED`, the client and
 /// its clones poll with `GetOperation` for the next 10 minutes: the first poll is immediate, and the
 /// growing [delays](PollPolicy) separate the others. An HTTP 404 from something that is not a gRPC server
 /// is not treated like this, although gRPC also maps it to `UNIMPLEMENTED`.
@@ -40,9 +41,9 @@ use crate::{
 /// would have followed a Get. So a server that does not really wait sees no more calls than one
 /// that cannot.
 ///
-/// A Wait takes one of the streams of a connection, of which servers allow few. So a client and its
-/// clones have no more than [so many](OperationsClient::with_max_waits) of them under way, and
-/// further pollers look with Get meanwhile.
+/// A `WaitOperation` call occupies a stream of a connection, and servers allow few streams. A client and its
+/// clones therefore have a [limit](OperationsClient::max_concurrent_waits) on such calls in flight, and
+/// further pollers use `GetOperation` meanwhile.
 ///
 /// If `WaitOperation` returns a done operation whose response has no type URL, the poller confirms it
 /// with one `GetOperation` at once: some servers return this while the operation is still running. An
@@ -63,7 +64,7 @@ use crate::{
 ///   and the operation goes on in the meantime.
 /// - `CANCELLED` without the server's word: a proxy or peer has reset the call.
 /// - Any status that a layer of the stack has [marked as
-///   retryable](crate::StatusExt::into_retryable).
+///   retryable](crate::CallStatusExt::into_retryable).
 ///
 /// It may be Wait alone that fails: a service may let one look and not wait, a proxy cut off calls
 /// that hang. So a Wait that failed in any way is followed by a Get, except for `NOT_FOUND`, and
@@ -88,7 +89,8 @@ use crate::{
 /// A call runs as a task of the runtime that the poller was polled in when it began, and so does a
 /// pause: while that runtime runs, the call ends by its deadline though nobody polls the poller,
 /// and while it stands still, so does the poller. Once it has ended, the poller looks again in the
-/// runtime that polls. The task is in the caller's `tracing` span, but task-locals do not reach it.
+/// runtime that polls. With the feature `tracing`, the task runs in the caller's span. The caller's
+/// task-locals are not available in it.
 ///
 /// A panic of one's own stack goes on in who polls. Polled again, the poller looks again.
 ///
@@ -106,8 +108,6 @@ use crate::{
 /// # emulator.set_metadata("operations/1", &prost_types::Duration::default())?;
 /// # emulator.complete_without_result("operations/1")?;
 /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
-/// use tokio_stream::StreamExt as _;
-///
 /// let mut states = client.poller("operations/1");
 /// while let Some(state) = states.next().await {
 ///     // Whatever type the service's progress has.
@@ -139,7 +139,7 @@ pub struct Poller<S = Transport> {
     ended: bool,
 }
 
-impl<S: Stack + Sync> OperationsClient<S> {
+impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// Returns a poller of an operation, with the default [`PollPolicy`]. It does nothing before
     /// it is polled.
     ///
@@ -172,7 +172,7 @@ impl<S: Stack + Sync> OperationsClient<S> {
     }
 }
 
-impl<S: Stack + Sync> Poller<S> {
+impl<S: GrpcStack + Sync> Poller<S> {
     pub(crate) fn new(client: OperationsClient<S>, target: Target) -> Self {
         Self {
             client: client.for_polls(),
@@ -244,6 +244,13 @@ impl<S: Stack + Sync> Poller<S> {
                 return Ok(state);
             }
         }
+    }
+
+    /// Returns the next state, or `None` after the last one or after an error.
+    ///
+    /// This is the same as `StreamExt::next`, without the need for another crate. This method is cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Operation, Status>> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 }
 

@@ -1,19 +1,18 @@
 //! Retries of failed calls.
 
 mod attempt;
-mod server_delay;
 mod throttle;
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Status};
+use tonic::{Code, Extensions, Status};
 
+pub(crate) use self::attempt::Attempt;
 use self::throttle::{Limits, Throttle};
-pub(crate) use self::{attempt::Attempt, server_delay::ServerDelay};
 use crate::{
     backoff::Backoff,
-    status::{Delivery, Origin, StatusExt as _, retry, with_delivery},
+    status::{CallStatusExt as _, Delivery, Origin, ServerDelay, retry, with_delivery},
     trace,
 };
 
@@ -40,18 +39,47 @@ use crate::{
 ///   [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)).
 /// - `WaitOperation` is never retried.
 /// - Calls that fail in the client itself or in a layer of its stack are not retried, unless the layer
-///   [marked the status as retryable](crate::StatusExt::into_retryable).
+///   [marked the status as retryable](crate::CallStatusExt::into_retryable).
 /// - Retries are not throttled unless [`throttle`](Self::throttle) is set, and attempts have no timeout
 ///   of their own unless [`attempt_timeout`](Self::attempt_timeout) is set.
 ///
 /// In addition, the [default stack](crate::Transport) retries calls that the server certainly did not
 /// process: see there.
 ///
-/// An operation may have been cancelled or deleted by an attempt whose answer was lost. The retry
-/// may then fail with `FAILED_PRECONDITION` or `NOT_FOUND`, although the first attempt succeeded.
+/// An operation may have been cancelled or deleted by an attempt whose response was lost. The retry
+/// may then fail with `FAILED_PRECONDITION` or `NOT_FOUND`, although the first attempt succeeded. To
+/// prevent such a retry, set [`idempotent`](Self::idempotent) to false.
+///
+/// # For one call
+///
+/// A policy in the extensions of a [`tonic::Request`] replaces the client's policy for that call. The call
+/// still uses the throttle of the client; a throttle in the policy of the request has no effect.
+///
+/// ```
+/// # #[cfg(not(feature = "emulator"))]
+/// # fn main() {}
+/// # #[cfg(feature = "emulator")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tonic::Status> {
+/// # use longrunning::{OperationsClient, emulator::Emulator};
+/// # let emulator = Emulator::start().await?;
+/// # emulator.start_operation("operations/1")?;
+/// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
+/// use std::time::Duration;
+/// use longrunning::{RetryPolicy, proto::CancelOperationRequest};
+/// use tonic::IntoRequest;
+///
+/// let mut request: tonic::Request<CancelOperationRequest> = "operations/1".into_request();
+/// request.set_timeout(Duration::from_secs(3));
+/// request.extensions_mut().insert(RetryPolicy::default().max_attempts(2).idempotent(false));
+/// client.cancel_operation(request).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct RetryPolicy {
-    attempts: NonZeroU32,
+    max_attempts: usize,
+    is_idempotent: bool,
     attempt_timeout: Option<Duration>,
     backoff: Backoff,
     codes: Vec<Code>,
@@ -64,7 +92,8 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            attempts: NonZeroU32::MIN.saturating_add(4),
+            max_attempts: 5,
+            is_idempotent: true,
             attempt_timeout: None,
             backoff: Backoff {
                 initial: Duration::from_millis(500),
@@ -82,22 +111,39 @@ impl RetryPolicy {
     /// Returns a policy without retries: the server processes a call at most once.
     #[must_use]
     pub fn none() -> Self {
-        Self::default().max_attempts(NonZeroU32::MIN)
+        Self::default().max_attempts(1)
     }
 
-    /// Sets the maximum number of attempts, including the first.
+    /// Sets the maximum number of attempts, including the first. 0 counts as 1.
     ///
     /// Defaults to 5.
     #[must_use]
-    pub const fn max_attempts(mut self, attempts: NonZeroU32) -> Self {
-        self.attempts = attempts;
+    pub const fn max_attempts(mut self, attempts: usize) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// Sets whether a call may be processed more than once.
+    ///
+    /// If set to false, a call is retried only if no server has processed any of its attempts, that is, if
+    /// its [delivery](crate::CallStatusExt::delivery) is [`NotSent`](Delivery::NotSent). This also applies to
+    /// attempts that time out, to a server's `RESOURCE_EXHAUSTED`, and to statuses that a layer has marked as
+    /// retryable. The errors of a custom stack do not tell whether the call was sent, so they are not retried.
+    ///
+    /// Defaults to true: Get and List have no side effects, and a Cancel or Delete that is processed twice
+    /// has the same effect as one that is processed once. However, the second one may fail with
+    /// `FAILED_PRECONDITION` or `NOT_FOUND`.
+    #[must_use]
+    pub const fn idempotent(mut self, is_idempotent: bool) -> Self {
+        self.is_idempotent = is_idempotent;
         self
     }
 
     /// Sets the timeout of each attempt.
     ///
     /// An attempt that times out is retried as if its code were retryable, while attempts remain, before
-    /// the deadline of the call, and unless Response-Headers have arrived. The timeout covers the wait for
+    /// the deadline of the call, and unless Response-Headers have arrived or
+    /// [`idempotent`](Self::idempotent) forbids it. The timeout covers the wait for
     /// a connection and for the answer, but not the wait for a token. It is sent to the server as
     /// `grpc-timeout`, and the attempt is cancelled when it has passed. If the last attempt times out, the
     /// call ends with `DEADLINE_EXCEEDED`. The server may have processed an attempt that timed out, and
@@ -123,7 +169,7 @@ impl RetryPolicy {
     ///
     /// Defaults to 10 seconds.
     #[must_use]
-    pub const fn maximum_backoff(mut self, backoff: Duration) -> Self {
+    pub const fn max_backoff(mut self, backoff: Duration) -> Self {
         self.backoff.maximum = backoff;
         self
     }
@@ -170,7 +216,7 @@ impl RetryPolicy {
     ///
     /// Defaults to no throttle, as in the published policy.
     #[must_use]
-    pub const fn throttle(mut self, max_tokens: u32, token_ratio: f64) -> Self {
+    pub const fn throttle(mut self, max_tokens: usize, token_ratio: f64) -> Self {
         self.throttle = Some(Limits::new(max_tokens, token_ratio));
         self
     }
@@ -194,12 +240,12 @@ impl RetryPolicy {
     /// `backoffs` is the number of previous delays since the last pushback.
     fn delay(
         &self,
-        attempts: u32,
+        attempts: usize,
         backoffs: u32,
         asked: Option<ServerDelay>,
         random: f64,
     ) -> Option<Duration> {
-        if attempts >= self.attempts.get() {
+        if attempts >= self.max_attempts {
             return None;
         }
         match asked {
@@ -214,6 +260,37 @@ impl RetryPolicy {
     }
 }
 
+/// The timeout of each attempt of a single call, set in the extensions of its [`tonic::Request`].
+///
+/// It replaces the [`attempt_timeout`](RetryPolicy::attempt_timeout) of the retry policy. If the client and
+/// the request have no policy, there is only one attempt. It has no effect on `WaitOperation`. To set the
+/// timeout of the whole call, use [`tonic::Request::set_timeout`].
+///
+/// ```
+/// # #[cfg(not(feature = "emulator"))]
+/// # fn main() {}
+/// # #[cfg(feature = "emulator")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), tonic::Status> {
+/// # use longrunning::{OperationsClient, emulator::Emulator};
+/// # let emulator = Emulator::start().await?;
+/// # emulator.start_operation("operations/1")?;
+/// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
+/// use std::time::Duration;
+/// use longrunning::{AttemptTimeout, proto::GetOperationRequest};
+/// use tonic::IntoRequest;
+///
+/// let mut request: tonic::Request<GetOperationRequest> = "operations/1".into_request();
+/// request.set_timeout(Duration::from_secs(5));
+/// request.extensions_mut().insert(AttemptTimeout(Duration::from_secs(1)));
+/// client.get_operation(request).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct AttemptTimeout(pub Duration);
+
 /// The retries of a client and its clones, which share the tokens of the throttle.
 #[derive(Clone, Debug)]
 pub(crate) struct Retry {
@@ -225,6 +302,32 @@ impl Retry {
     pub(crate) fn new(policy: RetryPolicy) -> Self {
         let throttle = policy.throttle.map(Throttle::new).map(Arc::new);
         Self { policy, throttle }
+    }
+
+    /// Returns the retries of one call: those of the client, unless the request has a [`RetryPolicy`] or
+    /// an [`AttemptTimeout`].
+    pub(crate) fn of_call<'a>(
+        extensions: &mut Extensions,
+        of_client: Option<&'a Self>,
+    ) -> Option<Cow<'a, Self>> {
+        let policy = extensions.remove::<RetryPolicy>();
+        let attempt_timeout = extensions.remove::<AttemptTimeout>();
+        if policy.is_none() && attempt_timeout.is_none() {
+            return of_client.map(Cow::Borrowed);
+        }
+        let mut retry = of_client.cloned().unwrap_or_else(|| Self {
+            policy: RetryPolicy::none(),
+            throttle: None,
+        });
+        if let Some(policy) = policy {
+            // A poller handles an exhausted quota itself.
+            let quota = policy.quota && of_client.is_none_or(|retry| retry.policy.quota);
+            retry.policy = RetryPolicy { quota, ..policy };
+        }
+        if let Some(AttemptTimeout(timeout)) = attempt_timeout {
+            retry.policy.attempt_timeout = Some(timeout);
+        }
+        Some(Cow::Owned(retry))
     }
 
     /// Disables retries of a `RESOURCE_EXHAUSTED` with a delay, unless `codes` contains it.
@@ -243,7 +346,7 @@ impl Retry {
         F: Future<Output = Result<T, Status>>,
     {
         let throttle = self.throttle.as_deref();
-        let (mut attempts, mut backoffs) = (0, 0);
+        let (mut attempts, mut backoffs) = (0_usize, 0);
         let mut delivery = Delivery::NotSent;
         let mut begun = first.begun;
         loop {
@@ -261,16 +364,14 @@ impl Retry {
             };
             let asked = ServerDelay::of(&status);
             let has_timed_out = this.has_timed_out(&status) && retry(&status).is_none();
-            if !has_timed_out && !self.policy.retries(&status, asked) {
-                // A pushback that forbids a retry takes a token whatever the code, see gRFC A6.
-                if let Some(throttle) = throttle
-                    && asked == Some(ServerDelay::NoRetry)
-                {
-                    throttle.failed();
-                }
+            let is_retryable = has_timed_out || self.policy.retries(&status, asked);
+            // A pushback that forbids a retry takes a token whatever the code, see gRFC A6.
+            let takes_token = is_retryable || asked == Some(ServerDelay::NoRetry);
+            let is_throttled = takes_token && throttle.is_some_and(|throttle| !throttle.failed());
+            let is_safe = self.policy.is_idempotent || status.delivery() == Some(Delivery::NotSent);
+            if !is_retryable || !is_safe || is_throttled {
                 return Err(status);
             }
-            let may_retry = throttle.is_none_or(Throttle::failed);
             let delay = self
                 .policy
                 .delay(attempts, backoffs, asked, fastrand::f64());
@@ -278,20 +379,22 @@ impl Retry {
             backoffs = if matches!(asked, Some(ServerDelay::Exactly(_))) {
                 0
             } else {
-                backoffs + 1
+                backoffs.saturating_add(1)
             };
-            let in_time = |delay: &Duration| {
+            let in_time = |delay: Duration| {
                 let left = |at: Instant| at.saturating_duration_since(Instant::now());
-                first.call_deadline.is_none_or(|it| *delay < left(it.at()))
+                first.call_deadline.is_none_or(|it| delay < left(it.at()))
             };
-            match delay.filter(in_time) {
-                Some(delay) if may_retry => {
-                    trace::retrying(attempts, &status, delay);
-                    sleep(delay).await;
-                    begun = Instant::now();
-                }
-                _ => return Err(status),
+            let Some(delay) = delay.filter(|delay| in_time(*delay)) else {
+                return Err(status);
+            };
+            trace::retrying(attempts, &status, delay);
+            sleep(delay).await;
+            // The runtime may have been busy for longer.
+            if !in_time(Duration::ZERO) {
+                return Err(status);
             }
+            begun = Instant::now();
         }
     }
 }
@@ -343,7 +446,7 @@ mod tests {
 
     #[test]
     fn each_delay_is_twice_the_one_before_up_to_the_maximum() {
-        let policy = RetryPolicy::default().max_attempts(NonZeroU32::MAX);
+        let policy = RetryPolicy::default().max_attempts(usize::MAX);
         let table = [
             (1, 0.5),
             (2, 1.0),
@@ -351,11 +454,12 @@ mod tests {
             (4, 4.0),
             (5, 8.0),
             (6, 10.0),
-            (u32::MAX - 1, 10.0),
+            (u32::MAX as usize, 10.0),
         ];
         for (attempts, expected) in table {
             for (random, jitter) in [(0.0, 0.8), (0.5, 1.0), (1.0, 1.2)] {
-                let delay = policy.delay(attempts, attempts - 1, None, random);
+                let backoffs = u32::try_from(attempts - 1).expect("small");
+                let delay = policy.delay(attempts, backoffs, None, random);
                 let delay = delay.expect("attempts are left").as_secs_f64();
                 assert!(
                     (delay - expected * jitter).abs() < 1e-6,
@@ -447,7 +551,7 @@ mod tests {
         let attempts = AtomicUsize::new(0);
         let fail = |attempt: Attempt| {
             let before = attempts.fetch_add(1, Ordering::Relaxed);
-            assert_eq!(before, attempt.previous as usize);
+            assert_eq!(before, attempt.previous);
             std::future::ready(Err::<(), _>(unavailable()))
         };
         let retry = Retry::new(RetryPolicy::default());

@@ -1,27 +1,37 @@
-//! Extensions of [`tonic::Status`]: where a status came from, whether its call was delivered, and its
-//! details.
+//! Extensions of [`tonic::Status`]: its origin, what is known about its call, and its details.
 
 mod classify;
+mod report;
+mod server_delay;
+mod source;
 
-use std::{error::Error, fmt, sync::Arc};
+use std::time::Duration;
 
 use prost::{Message, Name};
 use tonic::{Code, Status};
 
-pub(crate) use self::classify::{classify, is_unprocessed};
+pub use self::report::StatusReport;
+use self::source::source;
+pub(crate) use self::{
+    classify::{classify, is_unprocessed},
+    server_delay::ServerDelay,
+    source::{
+        cause, caused, local, mark, retry, reworded, with_attempts, with_delivery, with_retry,
+    },
+};
 use crate::proto::rpc;
 
 /// Extension methods of [`tonic::Status`].
 ///
 /// ```
-/// use longrunning::StatusExt as _;
+/// use longrunning::CallStatusExt as _;
 ///
 /// let status = tonic::Status::deadline_exceeded("no response within 10s");
 /// assert_eq!(status.http_code(), 504);
 /// assert_eq!(status.code_name(), "DEADLINE_EXCEEDED");
 /// assert_eq!(status.origin(), None); // this crate has not returned it
 /// ```
-pub trait StatusExt: sealed::Sealed {
+pub trait CallStatusExt: sealed::Sealed {
     /// Returns where this status came from; `None` if this crate neither created nor marked it.
     fn origin(&self) -> Option<Origin>;
 
@@ -35,7 +45,7 @@ pub trait StatusExt: sealed::Sealed {
     ///
     /// ```
     /// # use longrunning::{OperationsClient, RetryPolicy};
-    /// use longrunning::{Delivery, StatusExt as _};
+    /// use longrunning::{Delivery, CallStatusExt as _};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tonic::Status> {
@@ -54,15 +64,64 @@ pub trait StatusExt: sealed::Sealed {
     /// ```
     fn delivery(&self) -> Option<Delivery>;
 
+    /// Returns the number of attempts that the call made, including the first.
+    ///
+    /// `None` if the status was not returned by a call of an
+    /// [`OperationsClient`](crate::OperationsClient), or if the call was rejected before its first attempt,
+    /// for example because its name is empty. An attempt counts although it ends before anything is sent, for
+    /// example because there is no token. Transparent retries of the [default stack](crate::Transport)
+    /// do not count.
+    fn attempts(&self) -> Option<usize>;
+
+    /// Returns how long the call took, including all its attempts and the delays between them.
+    ///
+    /// `None` if [`attempts`](Self::attempts) returns `None`.
+    fn elapsed(&self) -> Option<Duration>;
+
+    /// Returns the delay that the server requested before a retry.
+    ///
+    /// This is the delay in `grpc-retry-pushback-ms`, or else in [`RetryInfo`](rpc::RetryInfo). `None` if the
+    /// status contains neither, or if the pushback forbids a retry. A `RetryInfo` without a delay is a delay
+    /// of zero.
+    fn retry_delay(&self) -> Option<Duration>;
+
+    /// Returns a one-line report for logs: code, origin, delivery, attempts, time, message, and the types of
+    /// the details.
+    ///
+    /// The report contains neither the values of the details nor the metadata. Backslashes and characters
+    /// that are not printable, such as line breaks, are escaped.
+    ///
+    /// ```
+    /// # use longrunning::{OperationsClient, RetryPolicy};
+    /// use longrunning::CallStatusExt as _;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// # let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    /// # drop(listener);
+    /// # let client = OperationsClient::builder(endpoint).retry(RetryPolicy::none()).connect_lazy()?;
+    /// let failure = client.get_operation("operations/1").await.unwrap_err();
+    /// // UNAVAILABLE (transport, not sent, 1 attempt in 1ms): cannot connect to ..
+    /// println!("{}", failure.report());
+    /// # let line = failure.report().to_string();
+    /// # assert!(line.starts_with("UNAVAILABLE (transport, not sent, 1 attempt in "), "{line}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn report(&self) -> StatusReport<'_>;
+
     /// Marks the status as retryable, whatever its code.
     ///
     /// A [`RetryPolicy`](crate::RetryPolicy) then retries the call. This is for layers of a custom stack,
-    /// whose statuses are otherwise not retried. The other rules of the policy still apply: the number of attempts, the deadline, the throttle, and a delay in the status. It has
-    /// no effect without a policy, which a client of [`new`](crate::OperationsClient::new) does not have
-    /// until it is set, nor for `WaitOperation`. [Pollers](crate::Poller) continue after such a status.
+    /// whose statuses are otherwise not retried. The other rules of the policy still apply: the number of
+    /// attempts, [`idempotent`](crate::RetryPolicy::idempotent) (a layer cannot declare that nothing was sent),
+    /// the deadline, the throttle, and a delay in the status. It has no effect on `WaitOperation`, or without a policy: a client of
+    /// [`new`](crate::OperationsClient::new) has none unless one is set for it or for the call.
+    /// [Pollers](crate::Poller) continue after such a status.
     ///
     /// ```
-    /// use longrunning::StatusExt as _;
+    /// use longrunning::CallStatusExt as _;
     /// use tonic::{Request, Status};
     ///
     /// /// An interceptor that refuses calls while a feature flag is off.
@@ -108,7 +167,7 @@ pub enum Origin {
     /// Statuses of a layer of the stack, such as an interceptor, and of a generated server in the same
     /// process count as the client's: they do not arrive as a `grpc-status`. Only the emulator marks its
     /// own as [`Server`](Self::Server). A [`RetryPolicy`](crate::RetryPolicy) does not retry them, unless
-    /// they are [marked as retryable](StatusExt::into_retryable).
+    /// they are [marked as retryable](CallStatusExt::into_retryable).
     Client,
     /// The server: a `grpc-status` arrived.
     Server,
@@ -139,13 +198,32 @@ pub enum Delivery {
     Answered,
 }
 
-impl StatusExt for Status {
+impl CallStatusExt for Status {
     fn origin(&self) -> Option<Origin> {
-        Some(marker(self)?.origin)
+        Some(source(self)?.origin)
     }
 
     fn delivery(&self) -> Option<Delivery> {
-        Some(marker(self)?.delivery)
+        Some(source(self)?.delivery)
+    }
+
+    fn attempts(&self) -> Option<usize> {
+        Some(source(self)?.spent?.attempts)
+    }
+
+    fn elapsed(&self) -> Option<Duration> {
+        Some(source(self)?.spent?.time)
+    }
+
+    fn retry_delay(&self) -> Option<Duration> {
+        match ServerDelay::of(self)? {
+            ServerDelay::Exactly(delay) | ServerDelay::AtLeast(delay) => Some(delay),
+            ServerDelay::NoRetry => None,
+        }
+    }
+
+    fn report(&self) -> StatusReport<'_> {
+        StatusReport::new(self)
     }
 
     fn into_retryable(self) -> Self {
@@ -212,144 +290,16 @@ impl TryFrom<&Status> for rpc::Status {
             )
         })?;
         // Code and message of the call itself win, unless they are only how gRPC shows those within.
-        let code = match Code::from_i32(within.code) == status.code() {
-            true if !status.details().is_empty() => within.code,
-            _ => status.code().into(),
+        let is_shown = Code::from_i32(within.code) == status.code();
+        let code = if is_shown && !status.details().is_empty() {
+            within.code
+        } else {
+            status.code().into()
         };
         Ok(Self {
             code,
             message: status.message().to_owned(),
             details: within.details,
         })
-    }
-}
-
-/// Creates a status of the client itself, with [`Delivery::NotSent`].
-pub(crate) fn local(code: Code, message: impl Into<String>) -> Status {
-    mark(
-        Status::new(code, message),
-        Origin::Client,
-        Delivery::NotSent,
-    )
-}
-
-/// Records the origin of a status and the delivery of its call, unless they are recorded already. The
-/// source of the status stays reachable.
-pub(crate) fn mark(mut status: Status, origin: Origin, delivery: Delivery) -> Status {
-    if marker(&status).is_none() {
-        // A status lends its source but does not give it away: a clone keeps it reachable.
-        let cause = status
-            .source()
-            .is_some()
-            .then(|| Arc::new(status.clone()) as _);
-        status.set_source(Arc::new(Marker {
-            origin,
-            delivery,
-            retry: None,
-            cause,
-        }));
-    }
-    status
-}
-
-/// Creates a status with a cause.
-pub(crate) fn caused(
-    code: Code,
-    message: impl Into<String>,
-    origin: Origin,
-    delivery: Delivery,
-    cause: impl Into<Box<dyn Error + Send + Sync>>,
-) -> Status {
-    let mut status = Status::new(code, message);
-    status.set_source(Arc::new(Marker {
-        origin,
-        delivery,
-        retry: None,
-        cause: Some(cause.into().into()),
-    }));
-    status
-}
-
-/// Replaces the delivery of the call.
-pub(crate) fn with_delivery(status: Status, delivery: Delivery) -> Status {
-    change(status, |marker| marker.delivery = delivery)
-}
-
-/// Records whether the call is retried, whatever its code.
-pub(crate) fn with_retry(status: Status, retry: bool) -> Status {
-    change(status, |marker| marker.retry = Some(retry))
-}
-
-/// Returns whether the call is retried, if that does not depend on its code.
-pub(crate) fn retry(status: &Status) -> Option<bool> {
-    marker(status)?.retry
-}
-
-fn change(mut status: Status, change: impl FnOnce(&mut Marker)) -> Status {
-    if let Some(marker) = marker(&status) {
-        let mut marker = marker.clone();
-        change(&mut marker);
-        status.set_source(Arc::new(marker));
-    }
-    status
-}
-
-/// Finds an error of this type among the sources of a status.
-pub(crate) fn cause<E: Error + 'static>(status: &Status) -> Option<&E> {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-fn marker(status: &Status) -> Option<&Marker> {
-    status.source()?.downcast_ref()
-}
-
-/// The source of every status that this crate returns.
-#[derive(Clone)]
-struct Marker {
-    origin: Origin,
-    delivery: Delivery,
-    /// Whether the call is retried, if that does not depend on its code: a layer has requested it, or
-    /// Response-Headers have arrived, after which
-    /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid)
-    /// allows no retry.
-    retry: Option<bool>,
-    cause: Option<Arc<dyn Error + Send + Sync>>,
-}
-
-// `Debug` of a status includes its source.
-impl fmt::Debug for Marker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let origin = self.origin;
-        let Some(cause) = &self.cause else {
-            return write!(f, "{origin:?}");
-        };
-        match cause.downcast_ref::<Status>() {
-            // Its own `Debug` would include its source, and so on.
-            Some(status) => write!(f, "{origin:?}({:?}: {})", status.code(), status.message()),
-            None => write!(f, "{origin:?}({cause})"),
-        }
-    }
-}
-
-impl fmt::Display for Marker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.origin {
-            Origin::Client => "the client's status",
-            Origin::Server => "the server's status",
-            Origin::Transport => "the call ended without a grpc-status",
-        })
-    }
-}
-
-impl Error for Marker {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&**self.cause.as_ref()?)
     }
 }

@@ -94,6 +94,6 @@ pub(crate) fn throttle_stopped() {
     event!("retry throttle stopped");
 }
 
-pub(crate) fn retrying(attempts: u32, failure: &Status, wait: Duration) {
+pub(crate) fn retrying(attempts: usize, failure: &Status, wait: Duration) {
     event!(attempts, code = ?failure.code(), ?wait, "an attempt failed");
 }

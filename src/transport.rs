@@ -14,6 +14,8 @@ mod lifetime;
 mod link;
 mod opening;
 mod pool;
+#[cfg(feature = "proxy")]
+mod tunnel;
 mod unary;
 mod waker;
 
@@ -83,7 +85,7 @@ use crate::{
 /// over this stack. The server is sent the time that remains when the request is sent. A call
 /// without a deadline ends with `UNAVAILABLE` once it has been queued for 60 s.
 ///
-/// **Overload.** The queue has a [bound](crate::Builder::max_queued_calls). Once it is full, `poll_ready`
+/// **Overload.** The queue has a [bound](crate::ClientBuilder::max_queued_calls). Once it is full, `poll_ready`
 /// is pending until an eighth of it is free, and reserves nothing; a call made nevertheless is queued if
 /// there is room, and otherwise ends with `RESOURCE_EXHAUSTED` immediately. So tower's `LoadShed` sheds
 /// load, and its `Timeout` does not cover the wait for readiness.
@@ -141,11 +143,12 @@ impl Transport {
         connector: Connector,
         config: PoolConfig,
         scheme: Scheme,
+        authority: Authority,
         user_agent: HeaderValue,
     ) -> Self {
         let shared = Arc::new(Shared {
             scheme,
-            authority: connector.authority.clone(),
+            authority,
             pool: Pool::new(connector, config, spawn_connection),
             user_agent,
         });

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use longrunning::{
-    OperationsClient, Origin, Stack, StatusExt as _,
+    CallStatusExt as _, GrpcStack, OperationsClient, Origin,
     proto::{CancelOperationRequest, operations_client},
 };
 use proptest::{collection::vec, prelude::*};
@@ -23,7 +23,9 @@ const NAME: &str = "operations/1";
 type Frames = Vec<Result<Frame<Bytes>, BoxError>>;
 
 /// A stack that answers each call with these headers and this body.
-fn answering<F: Fn() -> (Response<()>, Frames) + Clone + Send + 'static>(answer: F) -> impl Stack {
+fn answering<F: Fn() -> (Response<()>, Frames) + Clone + Send + 'static>(
+    answer: F,
+) -> impl GrpcStack {
     service_fn(move |_: Request<Body>| {
         let (head, frames) = answer();
         let body = StreamBody::new(tokio_stream::iter(frames));
@@ -31,11 +33,11 @@ fn answering<F: Fn() -> (Response<()>, Frames) + Clone + Send + 'static>(answer:
     })
 }
 
-async fn cancel(stack: impl Stack) -> Result<(), Status> {
+async fn cancel(stack: impl GrpcStack) -> Result<(), Status> {
     OperationsClient::new(stack).cancel_operation(NAME).await
 }
 
-async fn failure(stack: impl Stack) -> (Code, Option<Origin>, String) {
+async fn failure(stack: impl GrpcStack) -> (Code, Option<Origin>, String) {
     let status = cancel(stack).await.expect_err("the call fails");
     (status.code(), status.origin(), status.message().to_owned())
 }
@@ -498,7 +500,7 @@ async fn a_request_beyond_the_limit_is_resource_exhausted_and_stays_here() {
             panic!("nothing is sent")
         },
     );
-    let client = OperationsClient::new(stack).with_max_encoding_message_size(13);
+    let client = OperationsClient::new(stack).max_encoding_message_size(13);
     let status = client.cancel_operation(NAME).await.expect_err("14 bytes");
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(status.message(), "the request is 14 bytes: the limit is 13");
@@ -572,7 +574,7 @@ async fn a_timeout_of_the_stack_is_deadline_exceeded() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_ends_a_call_wherever_it_hangs() {
     let in_call = service_fn(|_: Request<Body>| pending::<Result<Response<Body>, Infallible>>());
-    let client = OperationsClient::new(in_call).with_timeout(Duration::from_secs(2));
+    let client = OperationsClient::new(in_call).timeout(Duration::from_secs(2));
     let status = client
         .cancel_operation(NAME)
         .await
@@ -619,11 +621,11 @@ async fn a_cancelled_after_the_deadline_is_deadline_exceeded_and_before_it_is_no
         })
     };
     let timeout = Duration::from_secs(1);
-    let late = OperationsClient::new(cancelled(timeout)).with_timeout(timeout);
+    let late = OperationsClient::new(cancelled(timeout)).timeout(timeout);
     let status = late.cancel_operation(NAME).await.expect_err("late");
     assert_eq!(status.code(), Code::DeadlineExceeded);
 
-    let early = OperationsClient::new(cancelled(timeout / 2)).with_timeout(timeout);
+    let early = OperationsClient::new(cancelled(timeout / 2)).timeout(timeout);
     let status = early.cancel_operation(NAME).await.expect_err("cancelled");
     assert_eq!(
         (status.code(), status.origin()),
@@ -636,7 +638,7 @@ fn a_deadline_outside_a_runtime_is_refused_without_a_panic() {
     let stack = answering(|| (grpc(), vec![message(), trailers(&[("grpc-status", b"0")])]));
     let client = OperationsClient::new(stack);
     futures_executor::block_on(client.cancel_operation(NAME)).expect("no timer is needed");
-    let client = client.with_timeout(Duration::from_secs(1));
+    let client = client.timeout(Duration::from_secs(1));
     let status = futures_executor::block_on(client.cancel_operation(NAME)).expect_err("no runtime");
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(

@@ -280,8 +280,8 @@ async fn an_endpoint_that_refuses_for_good() {
         ),
         (
             Reply::status(400, r#"{"error": "invalid_scope"}"#),
-            "answered 400 invalid_scope: check the scopes that with_scopes \
-             names, and that the account may have them",
+            "answered 400 invalid_scope: check the scopes set with \
+             `Credentials::scopes`, and that the account is allowed to use them",
         ),
     ] {
         let (answer, took) = set_up_with_metadata_server(reply).await;

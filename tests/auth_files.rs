@@ -253,6 +253,20 @@ async fn the_text_of_a_file_where_its_path_belongs() {
 }
 
 #[tokio::test]
+async fn text_that_is_not_a_credentials_file_is_refused_and_not_shown() {
+    for given in ["/etc/key.json", "ya29.c", "\"ya29.c\"", "[]"] {
+        let credentials = longrunning::Credentials::json(given);
+        let status = credentials.interceptor().await.expect_err("no credentials");
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert_eq!(
+            status.message(),
+            "credentials: credentials JSON: not the text of a credentials file (the value is not shown): pass a \
+             path to Credentials::file, or an access token to Credentials::bearer_token"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_path_that_only_looks_like_text_is_read_and_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("{key}.json");

@@ -189,10 +189,14 @@ async fn a_self_signed_token_needs_no_endpoint() {
 /// Calls an endpoint with a key file of the universe example.goog, whose private key is empty. Returns the
 /// message of the failure.
 #[cfg(feature = "tls-ring")]
-async fn call_with_foreign_universe(endpoint: &str) -> String {
+async fn call_with_foreign_universe(endpoint: &str, authority: Option<&str>) -> String {
     let mut account = google::service_account("", "https://localhost:1/token");
     account["universe_domain"] = "example.goog".into();
-    let client = OperationsClient::builder(endpoint)
+    let mut builder = OperationsClient::builder(endpoint);
+    if let Some(authority) = authority {
+        builder = builder.authority(authority);
+    }
+    let client = builder
         .credentials(Credentials::json(account.to_string()))
         .timeout(Duration::from_secs(5))
         // Nothing leaves this machine.
@@ -209,9 +213,18 @@ async fn call_with_foreign_universe(endpoint: &str) -> String {
 #[cfg(feature = "tls-ring")]
 #[tokio::test]
 async fn credentials_of_another_universe_are_not_used() {
-    for host in ["automl.googleapis.com", "automl.not-example.goog"] {
+    let table = [
+        ("automl.googleapis.com", None),
+        ("automl.not-example.goog", None),
+        ("automl.googleapis.com", Some("10.0.0.5")),
+        ("automl.googleapis.com", Some("localhost")),
+        ("automl.googleapis.com", Some("automl.example.goog")),
+    ];
+    for (host, address) in table {
+        let endpoint = format!("https://{}", address.unwrap_or(host));
+        let authority = address.map(|_| host);
         assert_eq!(
-            call_with_foreign_universe(&format!("https://{host}")).await,
+            call_with_foreign_universe(&endpoint, authority).await,
             format!(
                 "credentials: credentials JSON: field \"universe_domain\" is \"example.goog\", but the endpoint \
                  is {host}: use credentials of the endpoint's universe"
@@ -223,11 +236,19 @@ async fn credentials_of_another_universe_are_not_used() {
 #[cfg(feature = "tls-ring")]
 #[tokio::test]
 async fn credentials_of_the_endpoints_universe_are_used() {
-    // The field that is checked next.
-    assert_eq!(
-        call_with_foreign_universe("https://automl.example.goog").await,
-        "credentials: credentials JSON: field \"private_key\" is empty: download the file again"
-    );
+    let table = [
+        ("https://automl.example.goog", None),
+        ("https://10.0.0.5", Some("automl.example.goog:443")),
+        ("https://localhost", None),
+        ("https://automl.googleapis.com", Some("localhost")),
+    ];
+    for (endpoint, authority) in table {
+        // The field that is checked next.
+        assert_eq!(
+            call_with_foreign_universe(endpoint, authority).await,
+            "credentials: credentials JSON: field \"private_key\" is empty: download the file again"
+        );
+    }
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ async fn a_refusal_of_the_server_is_the_callers_and_brings_a_new_token() {
     let status = stub.get_operation(request.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert_eq!(status.message(), "");
-    auth.rejected();
+    auth.mark_rejected();
     server.refuse(false);
     let start = Instant::now();
     while fetches.load(SeqCst) < 2 {
@@ -189,7 +189,7 @@ fn fixed_credentials_need_no_runtime() {
         [secret("authorization", "Bearer token")]
     );
     assert_eq!(
-        headers(bearer.with_quota_project("project"), request()),
+        headers(bearer.quota_project("project"), request()),
         [
             secret("authorization", "Bearer token"),
             secret("x-goog-user-project", "project"),
@@ -203,7 +203,7 @@ fn a_call_keeps_its_own_quota_project_but_not_its_own_authorization() {
     let metadata = request.metadata_mut();
     metadata.insert("x-goog-user-project", "of-the-call".parse().unwrap());
     metadata.insert("authorization", "of-the-call".parse().unwrap());
-    let credentials = Credentials::bearer_token("token").with_quota_project("project");
+    let credentials = Credentials::bearer_token("token").quota_project("project");
     assert_eq!(
         headers(credentials, request),
         [
@@ -242,7 +242,7 @@ fn what_cannot_stand_in_a_header_is_refused_at_once() {
         (Credentials::bearer_token("a "), &header("authorization")),
         (Credentials::bearer_token("ä"), &header("authorization")),
         (
-            Credentials::bearer_token("a").with_quota_project("p\n"),
+            Credentials::bearer_token("a").quota_project("p\n"),
             &header("x-goog-user-project"),
         ),
     ] {
@@ -296,7 +296,7 @@ async fn invalid_scopes_are_refused_immediately() {
              \"https://www.googleapis.com/auth/cloud-platform\"",
         ),
     ] {
-        let credentials = Credentials::application_default().with_scopes(scopes);
+        let credentials = Credentials::application_default().scopes(scopes);
         let status = credentials.interceptor_lazy().unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         assert_eq!(status.message(), expected);
@@ -310,7 +310,7 @@ async fn googles_sources_name_the_feature_that_they_need() {
         Credentials::application_default(),
         Credentials::file("key.json"),
         Credentials::json("{}"),
-        Credentials::metadata_server(None),
+        Credentials::metadata_server(),
     ] {
         let status = credentials.interceptor().await.unwrap_err();
         assert_eq!(status.code(), Code::FailedPrecondition);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use longrunning::{
-    AuthInterceptor, CallCredentials, Credentials, Origin, StatusExt, Token, proto::rpc,
+    AuthInterceptor, CallCredentials, CallStatusExt, Credentials, Origin, Token, proto::rpc,
 };
 use tokio::time::{Instant, advance, sleep, timeout};
 use tonic::{Code, Request, Status, service::Interceptor};
@@ -564,7 +564,7 @@ async fn other_codes_of_a_source_become_those_that_callers_act_on() {
 async fn a_rejection_brings_a_new_token_within_ten_seconds() {
     let script = Script::new([Step::For(HOUR)]);
     let auth = script.credentials().interceptor().await.unwrap();
-    (0..1000).for_each(|_| auth.rejected());
+    (0..1000).for_each(|_| auth.mark_rejected());
     go_on(Duration::from_secs(12), || ()).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
     assert_eq!(script.0.rejections.load(SeqCst), 1);
@@ -574,7 +574,7 @@ async fn a_rejection_brings_a_new_token_within_ten_seconds() {
 
     // The new token was good for a while, so that the next rejection is the first again.
     sleep(Duration::from_secs(15 * 60)).await;
-    auth.rejected();
+    auth.mark_rejected();
     sleep(Duration::from_secs(11)).await;
     assert_eq!(script.count(), 3);
 }
@@ -587,14 +587,14 @@ async fn a_token_that_is_rejected_while_fetches_fail_counts_once() {
     let script = Script::new(steps);
     let auth = script.credentials().interceptor().await.unwrap();
     while script.count() < 22 {
-        auth.rejected();
+        auth.mark_rejected();
         sleep(Duration::from_millis(100)).await;
     }
     sleep(Duration::from_secs(1)).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-22");
     // The new token was good for a while, and this is the second rejection in a row.
     sleep(Duration::from_secs(60)).await;
-    auth.rejected();
+    auth.mark_rejected();
     sleep(Duration::from_secs(21)).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-23");
 }
@@ -603,7 +603,7 @@ async fn a_token_that_is_rejected_while_fetches_fail_counts_once() {
 async fn fetches_back_off_while_new_tokens_are_rejected() {
     let script = Script::new([Step::For(2 * HOUR)]);
     let auth = script.credentials().interceptor().await.unwrap();
-    go_on(HOUR, || auth.rejected()).await;
+    go_on(HOUR, || auth.mark_rejected()).await;
     // 5 minutes apart at most, and half of that on the average.
     let count = script.count();
     assert!((13..60).contains(&count), "{count}");
@@ -628,7 +628,7 @@ async fn clients_that_are_rejected_together_do_not_fetch_together() {
     sleep(Duration::from_secs(60)).await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(600) {
-        clients.iter().for_each(AuthInterceptor::rejected);
+        clients.iter().for_each(AuthInterceptor::mark_rejected);
         sleep(Duration::from_millis(500)).await;
     }
     let mut a_second = [0; 601];
@@ -646,7 +646,7 @@ async fn a_source_that_panics_at_a_rejection_is_asked_for_its_next_token() {
     let script = Script::new([Step::For(HOUR)]);
     script.0.panics_on_rejection.store(true, SeqCst);
     let auth = script.credentials().interceptor().await.unwrap();
-    auth.rejected();
+    auth.mark_rejected();
     sleep(Duration::from_secs(12)).await;
     assert_eq!(script.0.rejections.load(SeqCst), 1);
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
@@ -680,7 +680,7 @@ async fn a_token_that_expires_earlier_replaces_a_rejected_one() {
     let minute = Duration::from_secs(60);
     let script = Script::new([Step::For(HOUR), Step::For(minute)]);
     let auth = script.credentials().interceptor().await.unwrap();
-    auth.rejected();
+    auth.mark_rejected();
     go_on(Duration::from_secs(12), || ()).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
 
@@ -690,7 +690,7 @@ async fn a_token_that_expires_earlier_replaces_a_rejected_one() {
     while script.count() < 2 {
         sleep(Duration::from_secs(1)).await;
     }
-    auth.rejected(); // while its successor is on the way
+    auth.mark_rejected(); // while its successor is on the way
     sleep(Duration::from_secs(2)).await;
     assert_eq!(header(&auth).unwrap(), "Bearer token-2");
 }

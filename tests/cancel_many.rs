@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -12,7 +11,7 @@ use std::{
 };
 
 use longrunning::{
-    CancelOperations, OperationsClient, Origin, StatusExt as _,
+    CallStatusExt as _, CancelOperations, OperationsClient, Origin,
     emulator::{CallOutcome, CancelBehavior, Emulator, Method},
     proto::CancelOperationRequest,
 };
@@ -32,10 +31,6 @@ async fn emulator() -> Emulator {
 fn client(emulator: &Emulator) -> OperationsClient<Channel> {
     let endpoint = Endpoint::from_shared(emulator.endpoint()).expect("a URL");
     OperationsClient::new(endpoint.connect_lazy())
-}
-
-fn at_once(calls: usize) -> NonZeroUsize {
-    NonZeroUsize::new(calls).expect("some")
 }
 
 /// Starts so many operations, and names them, counting the names that are taken.
@@ -68,7 +63,7 @@ async fn each_result_comes_with_its_name_and_one_failure_does_not_stop_the_rest(
     emulator.remove("operations/7").expect("on record");
     let refusal = Status::failed_precondition("not cancellable");
     emulator.on_cancel_of("operations/11", CancelBehavior::Refuse(refusal));
-    let results = client(&emulator).cancel_operations(names, at_once(4));
+    let results = client(&emulator).cancel_operations(names, 4);
     let results: BTreeMap<_, _> = results.collect::<Vec<_>>().await.into_iter().collect();
     assert_eq!(results.len(), 50);
     for (name, result) in &results {
@@ -91,7 +86,7 @@ async fn no_more_calls_than_allowed_are_in_flight() {
     let emulator = emulator().await;
     emulator.delay(Method::Cancel, Duration::from_millis(20));
     let (names, _) = started(&emulator, 50);
-    let results = client(&emulator).cancel_operations(names, at_once(7));
+    let results = client(&emulator).cancel_operations(names, 7);
     assert_eq!(results.collect::<Vec<_>>().await.len(), 50);
     assert!(emulator.peak_in_flight() <= 7);
 }
@@ -102,9 +97,9 @@ async fn more_calls_than_the_connections_carry_wait_their_turn() {
     let emulator = emulator.start().await.expect("a free port");
     let (names, _) = started(&emulator, 2_000);
     let client = OperationsClient::builder(emulator.endpoint());
-    let client = client.max_connections(NonZeroUsize::MIN).connect().await;
+    let client = client.max_connections(1).connect().await;
     let client = client.expect("it listens");
-    let results = client.cancel_operations(names, at_once(500));
+    let results = client.cancel_operations(names, 500);
     let results: Vec<_> = results.collect().await;
     assert_eq!(results.len(), 2_000);
     let failed = results.iter().find(|(_, result)| result.is_err());
@@ -116,7 +111,7 @@ async fn more_calls_than_the_connections_carry_wait_their_turn() {
 async fn a_consumer_that_takes_no_results_stops_new_calls_but_none_that_has_begun() {
     let emulator = emulator().await;
     let (names, taken) = started(&emulator, 50);
-    let mut results = client(&emulator).cancel_operations(names, at_once(5));
+    let mut results = client(&emulator).cancel_operations(names, 5);
     results.next().await.expect("a result").1.expect("accepted");
     // Nobody polls the stream now, and the calls come to their ends all the same.
     emulator
@@ -138,7 +133,7 @@ async fn results_come_as_the_calls_end_while_more_names_may_follow() {
     let _ = started(&emulator, 3);
     let (sender, names) = mpsc::channel(3);
     let client = client(&emulator);
-    let mut results = client.cancel_operations(ReceiverStream::new(names), at_once(2));
+    let mut results = client.cancel_operations(ReceiverStream::new(names), 2);
 
     emulator.delay(Method::Cancel, Duration::from_secs(3600));
     sender.send("operations/0").await.expect("room");
@@ -162,7 +157,7 @@ async fn dropping_the_stream_ends_the_calls_in_flight_and_makes_no_more() {
     let emulator = emulator().await;
     emulator.delay(Method::Cancel, Duration::from_secs(3600));
     let (names, taken) = started(&emulator, 50);
-    let mut results = client(&emulator).cancel_operations(names, at_once(5));
+    let mut results = client(&emulator).cancel_operations(names, 5);
     tokio::select! {
         result = results.next() => panic!("the answers are late: {result:?}"),
         () = emulator.wait_until(|emulator| emulator.in_flight() == 5) => {}
@@ -182,7 +177,7 @@ async fn dropping_the_stream_ends_the_calls_in_flight_and_makes_no_more() {
 async fn nothing_is_sent_before_the_stream_is_polled() {
     let emulator = emulator().await;
     let (names, taken) = started(&emulator, 5);
-    let results = client(&emulator).cancel_operations(names, at_once(5));
+    let results = client(&emulator).cancel_operations(names, 5);
     tokio::task::yield_now().await;
     drop(results);
     assert_eq!(taken.load(SeqCst), 0);
@@ -198,7 +193,7 @@ async fn whole_requests_keep_their_metadata() {
     let value = "p".parse().expect("ASCII");
     request.metadata_mut().insert("x-goog-user-project", value);
     let requests = tokio_stream::once(request);
-    let results = client(&emulator).cancel_operations(requests, at_once(1));
+    let results = client(&emulator).cancel_operations(requests, 1);
     let results: Vec<_> = results.collect().await;
     assert!(matches!(&results[..], [(name, Ok(()))] if name == "operations/0"));
     let value = &emulator.calls()[0];
@@ -210,7 +205,7 @@ async fn whole_requests_keep_their_metadata() {
 async fn it_can_be_spawned() {
     let emulator = emulator().await;
     let (names, _) = started(&emulator, 5);
-    let results: CancelOperations<_, _> = client(&emulator).cancel_operations(names, at_once(2));
+    let results: CancelOperations<_, _> = client(&emulator).cancel_operations(names, 2);
     let results = tokio::spawn(results.collect::<Vec<_>>());
     assert_eq!(results.await.expect("no panic").len(), 5);
 }
@@ -225,7 +220,7 @@ async fn a_panic_of_the_stack_goes_on_in_the_consumer() {
     });
     let client = OperationsClient::new(stack);
     let names = tokio_stream::once("operations/1");
-    let mut results = client.cancel_operations(names, at_once(1));
+    let mut results = client.cancel_operations(names, 1);
     let consumer = tokio::spawn(async move { results.next().await });
     let panic = consumer.await.expect_err("a panic").into_panic();
     assert_eq!(panic.downcast_ref(), Some(&"a bug"));
@@ -239,7 +234,7 @@ fn after_a_panic_of_the_stack_the_rest_goes_on_and_nothing_is_left_behind() {
         Err::<http::Response<Body>, _>(Status::not_found("no such operation"))
     });
     let names = tokio_stream::iter(["operations/1", "operations/2"]);
-    let mut results = OperationsClient::new(stack).cancel_operations(names, at_once(1));
+    let mut results = OperationsClient::new(stack).cancel_operations(names, 1);
     let runtime = Runtime::new().expect("a runtime");
     let next = AssertUnwindSafe(|| runtime.block_on(results.next()));
     let panic = catch_unwind(next).expect_err("a panic");
@@ -257,7 +252,7 @@ fn outside_a_runtime_each_name_is_refused() {
         Ok::<_, Status>(http::Response::new(Body::empty()))
     });
     let names = tokio_stream::iter(["operations/1", "operations/2"]);
-    let results = OperationsClient::new(stack).cancel_operations(names, at_once(1));
+    let results = OperationsClient::new(stack).cancel_operations(names, 1);
     let results: Vec<_> = futures_executor::block_on(results.collect());
     let names: Vec<_> = results.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["operations/1", "operations/2"]);
@@ -275,7 +270,7 @@ fn a_call_whose_runtime_has_ended_is_told_by_its_name() {
         std::future::pending::<Result<http::Response<Body>, Status>>()
     });
     let names = tokio_stream::once("operations/1");
-    let mut results = OperationsClient::new(stack).cancel_operations(names, at_once(1));
+    let mut results = OperationsClient::new(stack).cancel_operations(names, 1);
     let first = Runtime::new().expect("a runtime");
     let cut = first.block_on(async { timeout(Duration::ZERO, results.next()).await });
     assert!(cut.is_err(), "{cut:?}");

@@ -6,10 +6,9 @@
 #[path = "support/in_process.rs"]
 mod in_process;
 
-use std::{fs, num::NonZeroUsize};
+use std::fs;
 
 use in_process::Server;
-use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 /// The most memory that this process has ever had, in bytes.
@@ -29,8 +28,7 @@ async fn a_hundred_thousand_names_take_the_memory_of_a_few() {
     let client = server.client();
     let cancel = async |names: u64| {
         let names = (0..names).map(|n| format!("operations/{n:0501}"));
-        let at_once = NonZeroUsize::new(100).expect("100 is not 0");
-        let mut results = client.cancel_operations(tokio_stream::iter(names), at_once);
+        let mut results = client.cancel_operations(tokio_stream::iter(names), 100);
         let mut count = 0;
         while let Some((name, result)) = results.next().await {
             assert_eq!(name.len() as u64, BYTES_OF_A_NAME);

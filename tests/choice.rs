@@ -5,7 +5,6 @@ mod support;
 use std::{
     future::{Future, poll_fn},
     io,
-    num::NonZeroUsize,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -15,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{Builder, OperationsClient, RetryPolicy};
+use longrunning::{ClientBuilder, OperationsClient, RetryPolicy};
 use tokio::{
     net::TcpStream,
     runtime,
@@ -32,12 +31,8 @@ use self::support::{
 
 const NAME: &str = "operations/1";
 
-fn builder(url: String) -> Builder {
+fn builder(url: String) -> ClientBuilder {
     OperationsClient::builder(url).retry(RetryPolicy::none())
-}
-
-fn count(number: usize) -> NonZeroUsize {
-    NonZeroUsize::new(number).expect("not 0")
 }
 
 /// Makes so many calls at once; returns their results.
@@ -74,7 +69,7 @@ fn first_resets(code: u32, resets: Arc<AtomicUsize>, bad: Arc<AtomicBool>) -> Li
 
 /// Returns a client with two connections to such a server.
 async fn two_connections(listener: &Listener) -> OperationsClient {
-    let client = builder(listener.url()).max_connections(count(2));
+    let client = builder(listener.url()).max_connections(2);
     let client = client.connect().await.expect("a server");
     for result in burst(&client, 4).await {
         result.expect("an answer");
@@ -124,7 +119,7 @@ async fn load_goes_to_the_least_loaded_connection() {
         latency: Duration::from_millis(100),
         ..Habits::default()
     });
-    let client = builder(server.url()).max_connections(count(4));
+    let client = builder(server.url()).max_connections(4);
     let client = client.connect().await.expect("a server");
     for result in burst(&client, 40).await {
         result.expect("an answer");
@@ -204,7 +199,7 @@ fn serve() -> Listener {
 fn a_connection_whose_runtime_stands_still_loses_its_calls_to_another() {
     let listener = serve();
     let (still, runs) = (on_demand(), on_demand());
-    let client = builder(listener.url()).max_connections(NonZeroUsize::MIN);
+    let client = builder(listener.url()).max_connections(1);
     let client = still.block_on(client.connect()).expect("a server");
     let answer = still.block_on(client.cancel_operation(NAME));
     answer.expect("an answer");
@@ -239,7 +234,7 @@ fn a_call_that_is_refused_beside_a_connection_that_stands_still_is_sent_again() 
     answer.expect("an answer");
     let answer = runs.block_on(
         client
-            .with_timeout(Duration::from_secs(4))
+            .timeout(Duration::from_secs(4))
             .cancel_operation(NAME),
     );
     answer.expect("an answer");
@@ -300,7 +295,7 @@ async fn the_minimum_of_connections_is_opened_and_restored() {
 #[tokio::test]
 async fn a_minimum_above_the_maximum_is_refused() {
     let builder = builder("http://127.0.0.1:1".to_owned());
-    let builder = builder.min_connections(3).max_connections(count(2));
+    let builder = builder.min_connections(3).max_connections(2);
     let status = builder.connect_lazy().expect_err("it makes no sense");
     assert_eq!(status.code(), Code::InvalidArgument);
     let expected = "min_connections 3: it is more than max_connections, which is 2";
@@ -332,8 +327,8 @@ async fn no_more_streams_are_used_than_are_set() {
         ..Habits::default()
     });
     let client = builder(server.url())
-        .streams_per_connection(count(5))
-        .max_connections(count(2));
+        .streams_per_connection(5)
+        .max_connections(2);
     let client = client.connect().await.expect("a server");
     for result in burst(&client, 50).await {
         result.expect("an answer");

@@ -6,7 +6,6 @@ use std::{
     future::{Future as _, Ready, poll_fn},
     io,
     net::SocketAddr,
-    num::NonZeroUsize,
     pin::pin,
     sync::{
         Arc,
@@ -18,7 +17,7 @@ use std::{
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use longrunning::{Builder, OperationsClient, Origin, RetryPolicy, StatusExt as _};
+use longrunning::{CallStatusExt as _, ClientBuilder, OperationsClient, Origin, RetryPolicy};
 use tokio::{
     net::TcpStream,
     runtime,
@@ -33,7 +32,7 @@ use self::support::{
 
 const NAME: &str = "operations/1";
 
-fn builder(listener: &Listener) -> Builder {
+fn builder(listener: &Listener) -> ClientBuilder {
     OperationsClient::builder(listener.url()).retry(RetryPolicy::none())
 }
 
@@ -190,7 +189,7 @@ async fn failures_beside_a_good_connection_are_forgotten_with_it() {
             Peer::accept(io).await?.serve().await
         }
     });
-    let client = builder(&listener).max_connections(NonZeroUsize::MIN.saturating_add(1));
+    let client = builder(&listener).max_connections(2);
     let client = client.connect().await.expect("a server");
     while listener.accepted() < 6 {
         let two = tokio::join!(client.cancel_operation(NAME), client.cancel_operation(NAME));
@@ -266,7 +265,7 @@ fn a_runtime_may_end_while_thousands_of_calls_wait() {
     });
     drop(ending);
     let living = a_runtime();
-    let hurried = client.with_timeout(Duration::from_millis(200));
+    let hurried = client.timeout(Duration::from_millis(200));
     let status = living
         .block_on(hurried.cancel_operation(NAME))
         .expect_err("it never connects");

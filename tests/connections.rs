@@ -5,7 +5,6 @@ mod support;
 use std::{
     collections::VecDeque,
     io,
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,7 +16,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use longrunning::{
-    Builder, Credentials, Endpoint, OperationsClient, Origin, RetryPolicy, StatusExt as _,
+    CallStatusExt as _, ClientBuilder, Credentials, OperationsClient, Origin, RetryPolicy,
     Transport,
     proto::{
         GetOperationRequest, WaitOperationRequest, operations_client::OperationsClient as AnyClient,
@@ -41,7 +40,7 @@ use self::support::{
 const NAME: &str = "operations/1";
 
 /// What a call ends with, and not what a second attempt makes of it.
-fn builder(url: impl Into<Endpoint>) -> Builder {
+fn builder(url: impl Into<String>) -> ClientBuilder {
     OperationsClient::builder(url).retry(RetryPolicy::none())
 }
 
@@ -110,8 +109,7 @@ async fn calls_beyond_every_limit_wait_in_order() {
         latency: Duration::from_millis(5),
         ..Habits::default()
     });
-    let one = NonZeroUsize::MIN;
-    let builder = builder(server.url()).max_connections(one);
+    let builder = builder(server.url()).max_connections(1);
     let client = builder.connect().await.expect("a server");
     let ended = Arc::<std::sync::Mutex<Vec<usize>>>::default();
     let mut tasks = JoinSet::new();
@@ -136,7 +134,7 @@ async fn a_caller_that_gives_up_frees_its_place() {
         latency: Duration::from_millis(200),
         ..Habits::default()
     });
-    let builder = builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url()).max_connections(1);
     let client = builder.connect().await.expect("a server");
     let first = tokio::spawn({
         let client = client.clone();
@@ -162,7 +160,7 @@ async fn a_call_that_is_dropped_resets_its_stream_and_frees_it() {
         latency: Duration::from_secs(60),
         ..Habits::default()
     });
-    let builder = builder(server.url()).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url()).max_connections(1);
     let client = builder.connect().await.expect("a server");
     for call in 1..=50 {
         tokio::select! {
@@ -181,8 +179,7 @@ async fn no_stream_is_lost_to_calls_that_are_dropped_whenever() {
         latency: Duration::from_millis(5),
         ..Habits::default()
     });
-    let two = NonZeroUsize::MIN.saturating_add(1);
-    let client = builder(server.url()).max_connections(two).connect_lazy();
+    let client = builder(server.url()).max_connections(2).connect_lazy();
     let client = client.expect("a client");
     let end = Instant::now() + Duration::from_secs(2);
     let mut callers = JoinSet::new();
@@ -223,7 +220,7 @@ async fn no_stream_is_lost_to_calls_that_are_dropped_whenever() {
 async fn no_call_waits_for_a_wake_up_that_was_lost() {
     let server = Server::start(Habits::default());
     let client = connect(&server).await;
-    let client = client.with_timeout(Duration::from_secs(2));
+    let client = client.timeout(Duration::from_secs(2));
     let end = Instant::now() + Duration::from_secs(4);
     let callers: JoinSet<()> = (0..2)
         .map(|_| {
@@ -328,11 +325,11 @@ async fn answers_that_come_after_their_deadline_cost_neither_the_connection_nor_
         async move { late(Peer::accept_with(io, 1_000).await?, counter).await }
     });
     // So that a second connection could only be one that replaces the first.
-    let builder = builder(listener.url()).max_connections(NonZeroUsize::MIN);
+    let builder = builder(listener.url()).max_connections(1);
     let client = builder.connect().await.expect("a server");
     let mut callers = JoinSet::new();
     for _ in 0..500 {
-        let client = client.clone().with_timeout(HURRY);
+        let client = client.clone().timeout(HURRY);
         let late_answers = late_answers.clone();
         callers.spawn(async move {
             while late_answers.load(Ordering::SeqCst) < wanted {
@@ -385,8 +382,8 @@ async fn resets_are_limited_also_after_the_response_has_begun() {
     let counter = calls.clone();
     let listener = Listener::start(move |_, io| begins_and_counts_resets(io, counter.clone()));
     let client = builder(listener.url())
-        .max_connections(NonZeroUsize::MIN)
-        .streams_per_connection(NonZeroUsize::new(2_000).expect("not 0"));
+        .max_connections(1)
+        .streams_per_connection(2_000);
     let client = client.connect().await.expect("a server");
     let mut callers = JoinSet::new();
     for _ in 0..1_200 {
@@ -734,7 +731,7 @@ async fn protocol_headers_precede_custom_metadata() {
         }
         let _ = client.wait_operation(request).await;
         let _ = client.cancel_operation(NAME).await;
-        let client = client.clone().with_credentials(auth.clone());
+        let client = client.clone().auth(auth.clone());
         let _ = client.get_operation(NAME).await;
     }
     // Another generated client over the same stack, which tonic gives its headers.

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     future::pending,
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use longrunning::{
-    CallCredentials, Credentials, Delivery, OperationsClient, Origin, StatusExt as _, Token,
+    CallCredentials, CallStatusExt as _, Credentials, Delivery, OperationsClient, Origin, Token,
     emulator::{Call, Emulator, Method},
     proto::GetOperationRequest,
 };
@@ -75,7 +74,7 @@ impl CallCredentials for Failing {
 #[tokio::test]
 async fn every_call_shows_the_token_and_the_quota_project() {
     let emulator = emulator().await;
-    let credentials = Credentials::bearer_token("secret").with_quota_project("payer");
+    let credentials = Credentials::bearer_token("secret").quota_project("payer");
     let client = OperationsClient::builder(emulator.endpoint()).credentials(credentials);
     let client = client.connect().await.expect("it is there");
     client.cancel_operation(NAME).await.expect("accepted");
@@ -112,7 +111,7 @@ async fn the_same_interceptor_serves_a_stack_of_ones_own() {
         .interceptor()
         .await
         .expect("a token");
-    let own = OperationsClient::new(emulator.service()).with_credentials(interceptor.clone());
+    let own = OperationsClient::new(emulator.service()).auth(interceptor.clone());
     own.get_operation(NAME).await.expect("known");
     let raw = longrunning::proto::operations_client::OperationsClient::with_interceptor(
         emulator.service(),
@@ -162,8 +161,8 @@ async fn a_call_without_a_token_tells_why_when_its_time_is_up() {
     let failing = Credentials::custom(Failing(Status::unavailable("the vault is shut")));
     let interceptor = failing.interceptor_lazy().expect("a runtime");
     let client = OperationsClient::new(emulator.service())
-        .with_credentials(interceptor)
-        .with_timeout(Duration::from_secs(3));
+        .auth(interceptor)
+        .timeout(Duration::from_secs(3));
     let status = client.get_operation(NAME).await.expect_err("no token");
     assert_eq!(
         (status.code(), status.origin()),
@@ -182,8 +181,8 @@ async fn a_call_without_a_token_tells_why_when_its_time_is_up() {
         .interceptor_lazy()
         .expect("a runtime");
     let client = OperationsClient::new(emulator.service())
-        .with_credentials(silent)
-        .with_timeout(Duration::from_secs(3));
+        .auth(silent)
+        .timeout(Duration::from_secs(3));
     let status = client.get_operation(NAME).await.expect_err("no token");
     assert_eq!(
         (status.code(), status.origin()),
@@ -202,7 +201,7 @@ async fn what_a_person_has_to_mend_fails_the_call_at_once() {
     let failing = Credentials::custom(Failing(Status::unauthenticated("the key is revoked")));
     let interceptor = failing.interceptor_lazy().expect("a runtime");
     // No deadline: it would hang if it waited.
-    let client = OperationsClient::new(emulator.service()).with_credentials(interceptor);
+    let client = OperationsClient::new(emulator.service()).auth(interceptor);
     let status = client.get_operation(NAME).await.expect_err("no token");
     assert_eq!(
         (status.code(), status.origin()),
@@ -248,7 +247,7 @@ async fn a_call_without_a_deadline_waits_ten_seconds_for_a_token() {
     let emulator = emulator().await;
     let failing = Credentials::custom(Failing(Status::unavailable("the vault is shut")));
     let interceptor = failing.interceptor_lazy().expect("a runtime");
-    let client = OperationsClient::new(emulator.service()).with_credentials(interceptor);
+    let client = OperationsClient::new(emulator.service()).auth(interceptor);
     let begun = tokio::time::Instant::now();
     let status = client.get_operation(NAME).await.expect_err("no token");
     assert_eq!(status.code(), Code::Unavailable);
@@ -335,7 +334,7 @@ async fn a_call_that_waited_for_a_stream_shows_the_token_of_then() {
     emulator.delay(Method::Get, Duration::from_secs(2));
     let client = OperationsClient::builder(emulator.endpoint())
         .credentials(Credentials::custom(Brief(Counting::default())))
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
         .connect()
         .await
         .expect("it is there");
@@ -362,7 +361,7 @@ async fn the_401_of_a_gateway_has_the_token_fetched_anew() {
         .interceptor()
         .await
         .expect("a token");
-    let client = OperationsClient::new(gateway).with_credentials(interceptor);
+    let client = OperationsClient::new(gateway).auth(interceptor);
     let status = client.get_operation(NAME).await.expect_err("refused");
     assert_eq!(
         (status.code(), status.origin()),
@@ -463,7 +462,7 @@ async fn credential_failures_have_the_codes_of_grfc_a54() {
         let failing = || Credentials::custom(Failing(Status::new(code, "planted")));
         let builder = || OperationsClient::builder(server.endpoint()).credentials(failing());
         let client = builder().connect_lazy().expect("a good endpoint");
-        let client = client.with_timeout(Duration::from_millis(300));
+        let client = client.timeout(Duration::from_millis(300));
         let status = client.get_operation(NAME).await.expect_err("no token");
         let is_allowed = matches!(
             status.code(),
@@ -493,6 +492,36 @@ async fn credential_failures_have_the_codes_of_grfc_a54() {
     let status = builder.connect().await.expect_err("no token");
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert_eq!(server.calls().len(), 0);
+}
+
+/// `http://localhost` with the name of another host is the start of a tunnel.
+#[tokio::test]
+async fn credentials_do_not_go_over_plaintext_to_the_authority_of_another_host() {
+    let builder = |authority: &str| {
+        OperationsClient::builder("http://localhost:1")
+            .authority(authority)
+            .credentials(Credentials::bearer_token("secret"))
+    };
+    let status = builder("automl.googleapis.com").connect_lazy();
+    let status = status.expect_err("plaintext");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(
+        status.message().contains("credentials over plaintext"),
+        "{status}"
+    );
+    builder("automl.googleapis.com")
+        .credentials_in_plaintext()
+        .connect_lazy()
+        .expect("it is allowed");
+    builder("127.0.0.1:2")
+        .connect_lazy()
+        .expect("it is this machine");
+    // The authority may have been given a password.
+    let builder = builder("me:secret@host");
+    assert!(!format!("{builder:?}").contains("secret"), "{builder:?}");
+    let status = builder.connect_lazy().expect_err("a user");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(!format!("{status:?}").contains("secret"), "{status:?}");
 }
 
 /// What a custom connector connects to is not known: `http://localhost` may be a tunnel.
@@ -534,9 +563,7 @@ async fn a_shared_interceptor_does_not_go_over_plaintext_either() {
     assert_eq!(status.code(), Code::FailedPrecondition);
 
     let client = OperationsClient::builder(endpoint).connect_lazy();
-    let client = client
-        .expect("no credentials")
-        .with_credentials(auth.clone());
+    let client = client.expect("no credentials").auth(auth.clone());
     let status = client.get_operation(NAME).await.expect_err("plaintext");
     assert_eq!(
         (status.code(), status.origin(), status.delivery()),
@@ -572,7 +599,10 @@ async fn clients_share_the_token_of_one_interceptor() {
         .connect()
         .await
         .expect("it is there");
-    let auth = first.auth().expect("it has credentials").clone();
+    let auth = first
+        .auth_interceptor()
+        .expect("it has credentials")
+        .clone();
     let second = OperationsClient::builder(two.endpoint())
         .auth(auth)
         .connect()
@@ -586,7 +616,7 @@ async fn clients_share_the_token_of_one_interceptor() {
         assert_eq!(header(&calls[0], "authorization"), "Bearer t1");
     }
     let none = OperationsClient::builder("http://localhost:1").connect_lazy();
-    assert!(none.expect("no credentials").auth().is_none());
+    assert!(none.expect("no credentials").auth_interceptor().is_none());
 }
 
 /// The token is renewed while a call with the old one is in flight.
@@ -605,13 +635,13 @@ async fn a_late_rejection_of_a_replaced_token_does_not_affect_its_successor() {
             .header("grpc-status", "16");
         Ok::<_, Infallible>(response.body(Body::empty()).expect("a response"))
     });
-    let client = OperationsClient::new(stack).with_credentials(auth.clone());
+    let client = OperationsClient::new(stack).auth(auth.clone());
     let late = tokio::spawn({
         let client = client.clone();
         async move { client.get_operation(NAME).await }
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    auth.rejected();
+    auth.mark_rejected();
     tokio::time::sleep(Duration::from_secs(15)).await;
     assert_eq!(source.fetches.load(Ordering::Relaxed), 2);
 
@@ -681,7 +711,7 @@ async fn a_call_whose_token_expires_while_the_stack_is_not_ready_waits_for_the_n
         .interceptor()
         .await;
     let ready_at = tokio::time::Instant::now() + Duration::from_secs(10);
-    let client = OperationsClient::new(Slow(ready_at)).with_credentials(auth.expect("a token"));
+    let client = OperationsClient::new(Slow(ready_at)).auth(auth.expect("a token"));
     let status = client
         .get_operation(NAME)
         .await

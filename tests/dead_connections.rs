@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{Builder, OperationsClient, Origin, RetryPolicy, StatusExt as _};
+use longrunning::{CallStatusExt as _, ClientBuilder, OperationsClient, Origin, RetryPolicy};
 use tokio::{
     net::TcpStream,
     task::JoinSet,
@@ -23,7 +22,7 @@ use self::support::wire::{Listener, Peer};
 
 const NAME: &str = "operations/1";
 
-fn builder(listener: &Listener) -> Builder {
+fn builder(listener: &Listener) -> ClientBuilder {
     OperationsClient::builder(listener.url()).retry(RetryPolicy::none())
 }
 
@@ -68,7 +67,7 @@ async fn a_connection_that_dies_in_silence_is_closed_5_s_after_the_first_deadlin
     let client = builder(&server.listener).connect().await.expect("a server");
     client.cancel_operation(NAME).await.expect("an answer");
     server.silence();
-    let hurried = client.clone().with_timeout(Duration::from_millis(200));
+    let hurried = client.clone().timeout(Duration::from_millis(200));
     let status = hurried.cancel_operation(NAME).await.expect_err("silence");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(status.origin(), Some(Origin::Client));
@@ -111,7 +110,7 @@ async fn a_call_beside_a_dead_connection_goes_to_a_good_one() {
     assert_eq!(server.listener.accepted(), 2);
 
     server.dead.store(1, Ordering::SeqCst); // the oldest, which calls go to first
-    let hurried = client.clone().with_timeout(Duration::from_secs(1));
+    let hurried = client.clone().timeout(Duration::from_secs(1));
     let status = hurried.cancel_operation(NAME).await.expect_err("silence");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     // Beyond the first deadline nothing is delayed until another.
@@ -139,7 +138,7 @@ async fn a_server_slower_than_every_deadline_causes_no_other_connection_and_hard
         }
     });
     let client = builder(&listener).connect().await.expect("a server");
-    let client = client.with_timeout(Duration::from_millis(30));
+    let client = client.timeout(Duration::from_millis(30));
     for _ in 0..50 {
         let calls: JoinSet<_> = (0..20)
             .map(|_| {
@@ -200,7 +199,7 @@ async fn a_server_that_is_late_once_and_dies_then_is_found_out() {
         peer.ignore(Duration::from_secs(60)).await
     });
     let client = builder(&listener).connect().await.expect("a server");
-    let client = client.with_timeout(Duration::from_millis(300));
+    let client = client.timeout(Duration::from_millis(300));
     let begin = Instant::now();
     loop {
         match client.cancel_operation(NAME).await {
@@ -230,7 +229,7 @@ fn dead_and_without_streams_at_first() -> Listener {
 async fn a_connection_that_dies_while_it_allows_no_streams_is_found_out() {
     let listener = dead_and_without_streams_at_first();
     let client = builder(&listener).connect().await.expect("a server");
-    let hurried = client.clone().with_timeout(Duration::from_millis(200));
+    let hurried = client.clone().timeout(Duration::from_millis(200));
     let status = hurried.cancel_operation(NAME).await.expect_err("silence");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(listener.accepted(), 1);
@@ -254,7 +253,7 @@ async fn a_dead_connection_whose_streams_were_all_dropped_is_found_out() {
         peer.pongs = false;
         peer.ignore(Duration::from_secs(60)).await
     });
-    let client = builder(&listener).max_connections(NonZeroUsize::MIN);
+    let client = builder(&listener).max_connections(1);
     let client = client.connect().await.expect("a server");
     let mut calls: JoinSet<_> = (0..10)
         .map(|_| {
@@ -279,7 +278,8 @@ async fn a_dead_connection_whose_streams_were_all_dropped_is_found_out() {
 async fn the_longest_times_are_no_times_at_all() {
     let server = Mortal::start(100, Duration::from_millis(200));
     let client = builder(&server.listener)
-        .keepalive(Duration::from_millis(20), Duration::MAX)
+        .keepalive_interval(Duration::from_millis(20))
+        .keepalive_timeout(Duration::MAX)
         .max_connection_age(Duration::MAX)
         .connect_timeout(Duration::MAX);
     let client = client.connect().await.expect("a server");

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use longrunning::{
-    Builder, CallCredentials, Credentials, Delivery, OperationsClient, RetryPolicy, StatusExt as _,
-    Token,
+    CallCredentials, CallStatusExt as _, ClientBuilder, Credentials, Delivery, OperationsClient,
+    RetryPolicy, Token,
 };
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::sleep};
 use tonic::{Code, Status};
@@ -20,13 +20,13 @@ use self::support::{
 const NAME: &str = "operations/1";
 
 /// A client whose calls have one attempt, and this timeout in milliseconds.
-fn builder(url: String, timeout: u64) -> Builder {
+fn builder(url: String, timeout: u64) -> ClientBuilder {
     OperationsClient::builder(url)
         .retry(RetryPolicy::none())
         .timeout(Duration::from_millis(timeout))
 }
 
-async fn failure(builder: Builder) -> Status {
+async fn failure(builder: ClientBuilder) -> Status {
     let client = builder.connect_lazy().expect("a client");
     client.cancel_operation(NAME).await.expect_err("it fails")
 }
@@ -146,12 +146,12 @@ async fn a_call_that_is_never_answered_reports_how_long_it_waited() {
 #[tokio::test]
 async fn a_late_call_reports_that_it_waited_for_a_stream() {
     let server = silent();
-    let builder = builder(server.url(), 5_000).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url(), 5_000).max_connections(1);
     let client = builder.connect().await.expect("a server");
     let first = client.clone();
     let _first = tokio::spawn(async move { first.cancel_operation(NAME).await });
     support::until("the first is there", || server.seen.in_flight() == 1).await;
-    let client = client.with_timeout(Duration::from_millis(300));
+    let client = client.timeout(Duration::from_millis(300));
     let status = client.cancel_operation(NAME).await.expect_err("no stream");
     check(&status, Code::DeadlineExceeded, Delivery::NotSent);
     assert!(
@@ -163,9 +163,9 @@ async fn a_late_call_reports_that_it_waited_for_a_stream() {
 #[tokio::test]
 async fn a_late_call_reports_its_waits_for_a_stream_and_for_the_answer() {
     let server = silent();
-    let builder = builder(server.url(), 1_500).max_connections(NonZeroUsize::MIN);
+    let builder = builder(server.url(), 1_500).max_connections(1);
     let client = builder.connect().await.expect("a server");
-    let first = client.clone().with_timeout(Duration::from_millis(700));
+    let first = client.clone().timeout(Duration::from_millis(700));
     let first = tokio::spawn(async move { first.cancel_operation(NAME).await });
     support::until("the first is there", || server.seen.in_flight() == 1).await;
     let status = client.cancel_operation(NAME).await.expect_err("no answer");
@@ -230,8 +230,8 @@ async fn a_late_call_reports_that_it_waited_for_a_token() {
 async fn a_late_call_reports_that_it_waited_for_room_in_the_queue() {
     let server = silent();
     let builder = builder(server.url(), 5_000)
-        .max_connections(NonZeroUsize::MIN)
-        .max_queued_calls(NonZeroUsize::MIN);
+        .max_connections(1)
+        .max_queued_calls(1);
     let client = builder.connect().await.expect("a server");
     let call = || {
         let client = client.clone();
@@ -244,7 +244,7 @@ async fn a_late_call_reports_that_it_waited_for_room_in_the_queue() {
         format!("{:?}", client.stack()).contains("queued: 1")
     })
     .await;
-    let client = client.clone().with_timeout(Duration::from_millis(300));
+    let client = client.clone().timeout(Duration::from_millis(300));
     let status = client.cancel_operation(NAME).await.expect_err("no room");
     check(&status, Code::DeadlineExceeded, Delivery::NotSent);
     assert!(

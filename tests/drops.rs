@@ -7,7 +7,6 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     net::{SocketAddr, TcpListener as StdListener},
-    num::NonZeroUsize,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -117,7 +116,7 @@ impl Guarded {
     async fn client(&self) -> OperationsClient {
         OperationsClient::builder(format!("http://{}", self.addr))
             .retry(RetryPolicy::none())
-            .max_connections(NonZeroUsize::MIN)
+            .max_connections(1)
             .connect()
             .await
             .expect("a server")
@@ -422,7 +421,7 @@ async fn one_bad_name_among_28_ends_the_others_and_not_the_connection() {
 async fn deadlines_that_pass_together_while_the_server_stands_still_do_not_end_the_connection() {
     for server in Guarded::all() {
         let client = server.client().await;
-        let hurried = client.clone().with_timeout(FREEZE / 4);
+        let hurried = client.clone().timeout(FREEZE / 4);
         for _ in 0..3 {
             server.seen.freezes.store(true, Ordering::SeqCst);
             let freezes = tokio::spawn({

@@ -4,7 +4,6 @@ mod support;
 
 use std::{
     io,
-    num::{NonZeroU32, NonZeroUsize},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +15,6 @@ use longrunning::{
     CallCredentials, Credentials, OperationsClient, PollPolicy, RetryPolicy, Token,
     emulator::Emulator,
 };
-use tokio_stream::StreamExt as _;
 use tonic::Status;
 use tracing::{Instrument as _, subscriber::DefaultGuard};
 use tracing_subscriber::{Layer as _, filter::Targets, fmt::MakeWriter, layer::SubscriberExt as _};
@@ -73,17 +71,21 @@ async fn connections_and_retries_are_told() {
     emulator.fail_next(None, 1, Status::unavailable("later"));
     let policy = RetryPolicy::default()
         .initial_backoff(Duration::from_millis(1))
-        .max_attempts(NonZeroU32::new(2).expect("not 0"));
+        .max_attempts(2);
     let builder = OperationsClient::builder(emulator.endpoint()).retry(policy);
     let client = builder.connect().await.expect("it is there");
     client
         .cancel_operation("operations/1")
         .await
         .expect("the second attempt");
+    drop(client);
+    emulator
+        .wait_until(|emulator| emulator.open_connections() == 0)
+        .await;
 
     let said = lines.said();
-    let [connected, retrying] = &said[..] else {
-        panic!("two events were expected: {said:?}");
+    let [connected, retrying, disconnected] = &said[..] else {
+        panic!("three events were expected: {said:?}");
     };
     let port = emulator.port();
     assert!(
@@ -94,6 +96,8 @@ async fn connections_and_retries_are_told() {
         retrying.contains(" an attempt failed attempts=1 code=Unavailable wait="),
         "{retrying}"
     );
+    let end = format!(" disconnected from=127.0.0.1:{port}");
+    assert!(disconnected.ends_with(&end), "{disconnected}");
 }
 
 #[tokio::test]
@@ -160,14 +164,14 @@ async fn calls_that_are_tasks_of_their_own_stay_in_the_callers_span() {
     let work = async {
         let later = || emulator.fail_next(None, 1, Status::unavailable("later"));
         later();
-        let policy = PollPolicy::default().wait(Duration::ZERO);
+        let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
         let mut poller = client.poller("operations/1").policy(policy);
         poller.until_done().await.expect_err("unknown");
         later();
         assert!(client.operations("operations").next().await.is_none());
         later();
         let names = tokio_stream::once("operations/1");
-        let mut results = client.cancel_operations(names, NonZeroUsize::MIN);
+        let mut results = client.cancel_operations(names, 1);
         results
             .next()
             .await
@@ -229,7 +233,7 @@ async fn a_rejected_token_is_a_warning() {
     let _guard = lines.listen();
     let auth = Credentials::custom(Late::default()).interceptor().await;
     let auth = auth.expect("the second attempt");
-    (0..3).for_each(|_| auth.rejected());
+    (0..3).for_each(|_| auth.mark_rejected());
     tokio::time::sleep(Duration::from_secs(15)).await;
 
     let said = lines.said();
@@ -237,4 +241,33 @@ async fn a_rejected_token_is_a_warning() {
         .iter()
         .filter(|line| line.contains(" WARN longrunning: token rejected by a server renewed_in="));
     assert_eq!(rejections.count(), 1, "{said:?}");
+}
+
+#[test]
+fn a_client_that_is_dropped_reports_that_it_disconnected() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let servers = tokio::runtime::Runtime::new().expect("a runtime");
+    let emulator = servers.block_on(Emulator::start()).expect("a free port");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let client = OperationsClient::builder(emulator.endpoint()).connect_lazy();
+    let client = client.expect("a client");
+    let answer = runtime.block_on(client.get_operation("operations/1"));
+    answer.expect_err("there is none");
+    // The connection's task is dropped without being polled again.
+    drop((client, runtime));
+    let said = lines.said();
+    let [connected, disconnected] = &said[..] else {
+        panic!("two events were expected: {said:?}");
+    };
+    let port = emulator.port();
+    assert!(
+        connected.ends_with(&format!(" connected to=127.0.0.1:{port}")),
+        "{connected}"
+    );
+    let end = format!(" disconnected from=127.0.0.1:{port}");
+    assert!(disconnected.ends_with(&end), "{disconnected}");
 }

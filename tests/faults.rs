@@ -7,7 +7,7 @@ mod support;
 
 use std::{future::pending, io, pin::Pin, sync::Arc, time::Duration};
 
-use longrunning::{Builder, OperationsClient, Origin, RetryPolicy, StatusExt as _};
+use longrunning::{CallStatusExt as _, ClientBuilder, OperationsClient, Origin, RetryPolicy};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -138,7 +138,7 @@ impl Row {
     }
 }
 
-fn builder(url: String) -> Builder {
+fn builder(url: String) -> ClientBuilder {
     OperationsClient::builder(url)
         .retry(RetryPolicy::none())
         .timeout(DEADLINE)

@@ -4,7 +4,6 @@ mod support;
 
 use std::{
     io,
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use longrunning::{Builder, OperationsClient, RetryPolicy};
+use longrunning::{ClientBuilder, OperationsClient, RetryPolicy};
 use tokio::{
     io::{DuplexStream, duplex},
     time::{Instant, sleep},
@@ -32,7 +31,7 @@ const TIMEOUT: Duration = Duration::from_millis(100);
 /// A client of a server that runs a script on each connection. It is told how many came before.
 fn serve<F>(
     script: impl Fn(usize, DuplexStream) -> F + Send + Sync + 'static,
-) -> (Builder, Arc<AtomicUsize>)
+) -> (ClientBuilder, Arc<AtomicUsize>)
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
@@ -45,7 +44,8 @@ where
     });
     let builder = OperationsClient::builder("http://in-memory")
         .connector(connector)
-        .keepalive(SHORT, TIMEOUT)
+        .keepalive_interval(SHORT)
+        .keepalive_timeout(TIMEOUT)
         .timeout(Duration::from_secs(1_000))
         .retry(RetryPolicy::none());
     (builder, accepted)
@@ -131,7 +131,7 @@ async fn too_many_pings_doubles_the_interval() {
             }
         }
     });
-    let client = builder.max_connections(NonZeroUsize::MIN).connect_lazy();
+    let client = builder.max_connections(1).connect_lazy();
     let client = client.expect("a client");
     for life in 1..=2 {
         let status = client.cancel_operation(NAME).await;

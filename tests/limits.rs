@@ -4,7 +4,6 @@ mod support;
 
 use std::{
     io,
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -27,7 +26,6 @@ const MOMENT: Duration = Duration::from_millis(5);
 
 fn client(listener: &Listener, connections: usize) -> OperationsClient {
     let builder = OperationsClient::builder(listener.url()).retry(RetryPolicy::none());
-    let connections = NonZeroUsize::new(connections).expect("one at least");
     let builder = builder.max_connections(connections);
     builder.connect_lazy().expect("a client")
 }
@@ -152,7 +150,7 @@ async fn a_waiting_call_fails_at_its_deadline_and_the_others_go_on() {
     });
     let client = client(&listener, 1);
     client.cancel_operation(NAME).await.expect("an answer");
-    let hurried = client.clone().with_timeout(Duration::from_millis(500));
+    let hurried = client.clone().timeout(Duration::from_millis(500));
     let calls = calls(&hurried, 50);
     let begin = Instant::now();
     let results = calls.join_all().await;

@@ -1,7 +1,7 @@
 //! What an operation says of its end.
 
 use longrunning::{
-    Operation, Outcome, StatusExt as _,
+    CallStatusExt as _, Operation, Outcome,
     proto::{operation::Result as End, rpc},
 };
 use prost_types::{Any, Duration};
@@ -83,7 +83,7 @@ fn a_response_of_another_type_is_an_error_that_names_both() {
         status.message(),
         r#"the response of operation "operations/1" is a "google.protobuf.Duration", not a "google.rpc.Help""#
     );
-    let taken = operation.into_response_unchecked::<prost_types::Timestamp>();
+    let taken = operation.into_response_ignoring_type::<prost_types::Timestamp>();
     assert_eq!(taken.expect("the same fields").seconds, 7);
 }
 
@@ -175,7 +175,7 @@ fn metadata_are_typed_too() {
         Some(seconds(7))
     );
     assert_eq!(
-        operation.metadata_as_unchecked().expect("a Duration"),
+        operation.metadata_ignoring_type().expect("a Duration"),
         Some(seconds(7))
     );
     let status = operation
@@ -187,4 +187,34 @@ fn metadata_are_typed_too() {
             .message()
             .starts_with(r#"the metadata of operation "operations/1" is a "#)
     );
+}
+
+#[test]
+fn the_location_of_a_name_can_be_part_of_a_host_name() {
+    let longest = format!("locations/{}", "a".repeat(63));
+    let too_long = format!("locations/{}", "a".repeat(64));
+    let table = [
+        (
+            "projects/p/locations/us-central1/operations/1",
+            Some("us-central1"),
+        ),
+        ("locations/europe-west4", Some("europe-west4")),
+        ("projects/locations/locations/eu/operations/1", Some("eu")),
+        ("projects/locations/operations/1", None),
+        ("operations/1", None),
+        ("projects/p/locations/", None),
+        ("projects/p/locations", None),
+        ("", None),
+        ("locations/evil.com#/operations/1", None),
+        ("locations/a:80/operations/1", None),
+        ("locations/-/operations/1", None),
+        ("locations/-eu/operations/1", None),
+        ("locations/eu-/operations/1", None),
+        (&too_long, None),
+        (&longest, Some(&longest[10..])),
+        ("locations/EU/operations/1", None),
+    ];
+    for (name, location) in table {
+        assert_eq!(longrunning::location(name), location, "{name}");
+    }
 }

@@ -4,7 +4,6 @@ mod support;
 
 use std::{
     future::{Future as _, poll_fn},
-    num::NonZeroUsize,
     pin::pin,
     sync::{
         Arc,
@@ -17,7 +16,7 @@ use std::{
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::Request;
 use longrunning::{
-    Builder, OperationsClient, Origin, RetryPolicy, StatusExt as _, Transport,
+    CallStatusExt as _, ClientBuilder, OperationsClient, Origin, RetryPolicy, Transport,
     proto::CancelOperationRequest,
 };
 use tokio::{
@@ -40,10 +39,10 @@ const LATENCY: Duration = Duration::from_millis(20);
 /// What the callers of the overload wait for at most: 25 service times.
 const DEADLINE: Duration = Duration::from_millis(500);
 
-fn builder(url: String) -> Builder {
+fn builder(url: String) -> ClientBuilder {
     OperationsClient::builder(url)
         .retry(RetryPolicy::none())
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
 }
 
 /// A server that serves so many calls at a time on each connection.
@@ -57,10 +56,6 @@ fn server(streams: u32, latency: Duration) -> Server {
 
 async fn connect(server: &Server) -> OperationsClient {
     builder(server.url()).connect().await.expect("a server")
-}
-
-fn count(number: usize) -> NonZeroUsize {
-    NonZeroUsize::new(number).expect("not 0")
 }
 
 /// Returns how many calls a second the server serves when it is never idle and nobody waits long.
@@ -178,7 +173,7 @@ async fn calls_with_much_time_are_not_starved_under_overload() {
     let client = connect(&server).await;
     let flood: JoinSet<()> = (0..200)
         .map(|_| {
-            let client = client.clone().with_timeout(Duration::from_millis(300));
+            let client = client.clone().timeout(Duration::from_millis(300));
             async move {
                 loop {
                     let _ = client.cancel_operation(NAME).await;
@@ -190,7 +185,7 @@ async fn calls_with_much_time_are_not_starved_under_overload() {
     let begin = Instant::now();
     let mut patient: JoinSet<_> = (0..5)
         .map(|_| {
-            let client = client.clone().with_timeout(Duration::from_secs(60));
+            let client = client.clone().timeout(Duration::from_secs(60));
             async move { client.get_operation(NAME).await.map(drop) }
         })
         .collect();
@@ -219,7 +214,7 @@ fn request() -> Request<Body> {
 #[tokio::test]
 async fn a_call_beyond_the_bound_of_the_queue_fails_at_once() {
     let server = server(1, Duration::from_secs(60));
-    let client = builder(server.url()).max_queued_calls(count(5));
+    let client = builder(server.url()).max_queued_calls(5);
     let client = client.connect().await.expect("a server");
     let mut calls = JoinSet::new();
     for n in 1..=6 {
@@ -240,7 +235,7 @@ async fn a_call_beyond_the_bound_of_the_queue_fails_at_once() {
     assert_eq!(status.origin(), Some(Origin::Client));
     assert!(status.message().contains("max_queued_calls"), "{status:?}");
     // The client itself waits until there is room, or until the deadline.
-    let hurried = client.clone().with_timeout(Duration::from_millis(100));
+    let hurried = client.clone().timeout(Duration::from_millis(100));
     let status = hurried.cancel_operation(NAME).await.expect_err("no room");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     let waits = tokio::spawn(async move { poll_fn(|cx| stack.poll_ready(cx)).await });
@@ -277,14 +272,14 @@ async fn calls_that_are_dropped_while_the_server_is_down_leave_nothing_in_the_qu
 #[tokio::test]
 async fn expired_calls_that_are_not_polled_make_room_in_a_full_queue() {
     let server = server(1, Duration::from_millis(300));
-    let client = builder(server.url()).max_queued_calls(count(8));
+    let client = builder(server.url()).max_queued_calls(8);
     let client = client.connect().await.expect("a server");
     let first = tokio::spawn({
         let client = client.clone();
         async move { client.cancel_operation(NAME).await }
     });
     until("it is in flight", || server.seen.calls() == 1).await;
-    let hurried = client.clone().with_timeout(Duration::from_millis(20));
+    let hurried = client.clone().timeout(Duration::from_millis(20));
     let mut unpolled: Vec<_> = (0..8)
         .map(|_| Box::pin(hurried.cancel_operation(NAME)))
         .collect();
@@ -307,7 +302,7 @@ async fn expired_calls_that_are_not_polled_make_room_in_a_full_queue() {
 #[tokio::test]
 async fn load_shed_sheds_what_the_queue_has_no_room_for() {
     let server = server(1, Duration::from_millis(300));
-    let client = builder(server.url()).max_queued_calls(count(1));
+    let client = builder(server.url()).max_queued_calls(1);
     let client = client.connect().await.expect("a server");
     let client = client.map_stack(|stack| ServiceBuilder::new().load_shed().service(stack));
     let mut calls = JoinSet::new();
@@ -343,7 +338,7 @@ async fn concurrency_limit_bounds_the_calls_in_flight() {
 #[tokio::test]
 async fn buffer_waits_for_room_in_the_queue() {
     let server = server(1, Duration::from_millis(5));
-    let client = builder(server.url()).max_queued_calls(count(1));
+    let client = builder(server.url()).max_queued_calls(1);
     let client = client.connect().await.expect("a server");
     let client = client.map_stack(|stack: Transport| Buffer::new(stack, 100));
     let calls: FuturesUnordered<_> = (0..50).map(|_| client.cancel_operation(NAME)).collect();
@@ -369,7 +364,7 @@ async fn timeout_ends_a_call_and_frees_its_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_the_queue_is_full_again_and_again() {
     let server = server(2, Duration::from_millis(1));
-    let client = builder(server.url()).max_queued_calls(count(3));
+    let client = builder(server.url()).max_queued_calls(3);
     let client = client.connect().await.expect("a server");
     let callers: JoinSet<()> = (0..40)
         .map(|_| {
@@ -388,14 +383,14 @@ async fn no_call_fails_while_the_queue_is_full_again_and_again() {
 #[tokio::test]
 async fn calls_that_expire_unpolled_leave_the_stack_ready() {
     let server = server(1, Duration::from_secs(60));
-    let client = builder(server.url()).max_queued_calls(count(2));
+    let client = builder(server.url()).max_queued_calls(2);
     let client = client.connect().await.expect("a server");
     let hung = tokio::spawn({
         let client = client.clone();
         async move { client.cancel_operation(NAME).await }
     });
     until("it is in flight", || server.seen.calls() == 1).await;
-    let hurried = client.clone().with_timeout(Duration::from_millis(50));
+    let hurried = client.clone().timeout(Duration::from_millis(50));
     let mut unpolled = [(), ()].map(|()| Box::pin(hurried.cancel_operation(NAME)));
     for call in &mut unpolled {
         let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;

@@ -2,26 +2,25 @@
 
 mod support;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use longrunning::{
-    Operation, OperationsClient, PollPolicy, Stack,
+    GrpcStack, Operation, OperationsClient, PollPolicy,
     emulator::{Emulator, Method},
     proto::ListOperationsRequest,
 };
 use support::proxy::{Mood, Proxy};
 use tokio::{task::JoinSet, time::timeout};
-use tokio_stream::StreamExt as _;
 use tonic::{Status, transport::Endpoint};
 
-async fn limited(streams: u32, connections: usize) -> (Emulator, OperationsClient) {
+async fn limited(streams: usize, connections: usize) -> (Emulator, OperationsClient) {
     let emulator = Emulator::builder()
         .max_concurrent_streams(streams)
         .start()
         .await;
     let emulator = emulator.expect("a free port");
     let client = OperationsClient::builder(emulator.endpoint())
-        .max_connections(NonZeroUsize::new(connections).expect("not 0"))
+        .max_connections(connections)
         .timeout(Duration::from_secs(5))
         .connect()
         .await
@@ -30,7 +29,7 @@ async fn limited(streams: u32, connections: usize) -> (Emulator, OperationsClien
 }
 
 /// Has so many pollers look: all have, and as many wait as may.
-async fn watch<S: Stack + Sync>(
+async fn watch<S: GrpcStack + Sync>(
     emulator: &Emulator,
     client: &OperationsClient<S>,
     pollers: usize,
@@ -93,8 +92,8 @@ async fn over_a_channel_of_few_streams_waits_take_as_many_as_they_may() {
     let (emulator, _) = limited(10, 1).await;
     let endpoint = Endpoint::from_shared(emulator.endpoint()).expect("a URL");
     let client = OperationsClient::new(endpoint.connect_lazy())
-        .with_timeout(Duration::from_secs(5))
-        .with_max_waits(5);
+        .timeout(Duration::from_secs(5))
+        .max_concurrent_waits(5);
     let _polls = watch(&emulator, &client, 15).await;
     assert_eq!(emulator.calls_of(Method::Wait).len(), 5);
     client
@@ -113,7 +112,7 @@ async fn a_poller_that_nobody_polls_gives_its_stream_back() {
         emulator.start_operation(&name).expect("a new name");
         let mut poller = client
             .poller(name)
-            .policy(PollPolicy::default().wait(Duration::ZERO));
+            .policy(PollPolicy::default().wait_timeout(Duration::ZERO));
         let cut = timeout(Duration::from_millis(1), poller.until_done()).await;
         cut.expect_err("it runs on");
         pollers.push(poller);

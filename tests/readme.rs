@@ -19,17 +19,17 @@ async fn examples() -> Result<(), tonic::Status> {
     let policy = PollPolicy::default().total_timeout(Duration::from_secs(60));
     match client.cancel_and_wait(name, policy).await? {
         CancelOutcome::Cancelled(_) => println!("cancelled"),
-        CancelOutcome::Completed(operation) => println!("completed before the cancel: {operation:?}"),
+        CancelOutcome::Succeeded(operation) => println!("completed instead: {operation:?}"),
         other => println!("{other:?}"),
     }
     // end
     // begin
-    use std::num::NonZeroUsize;
-
-    let done = client.poller(name).policy(policy).until_done().await?; // or a stream of states
-    let mut all = client.operations("projects/p/locations/us-central1"); // a stream over all pages
-    let in_flight = NonZeroUsize::new(100).expect("100 is not 0");
-    let mut results = client.cancel_operations(tokio_stream::iter([name]), in_flight); // a stream of (name, result)
+    let done = client.poller(name).policy(policy).until_done().await?; // or state by state, with `next`
+    let mut all = client.operations("projects/p/locations/us-central1"); // all pages
+    while let Some(operation) = all.next().await {
+        println!("{}", operation?.name);
+    }
+    let mut results = client.cancel_operations(tokio_stream::iter([name]), 100); // at most 100 at a time
     // end
     Ok(())
 }

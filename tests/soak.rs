@@ -15,7 +15,9 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{CallCredentials, Credentials, OperationsClient, Origin, StatusExt as _, Token};
+use longrunning::{
+    CallCredentials, CallStatusExt as _, Credentials, OperationsClient, Origin, Token,
+};
 use peak_alloc::PeakAlloc;
 use tokio::{
     runtime::Handle,

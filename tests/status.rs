@@ -1,6 +1,6 @@
 //! What a status tells beyond its code, and how it travels inside messages.
 
-use longrunning::{StatusExt as _, proto::rpc};
+use longrunning::{CallStatusExt as _, proto::rpc};
 use proptest::{collection::vec, prelude::*};
 use prost::Message as _;
 use prost_types::Any;

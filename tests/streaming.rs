@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -38,7 +37,7 @@ const NAME: &str = "operations/1";
 
 async fn connect(listener: &Listener) -> OperationsClient {
     OperationsClient::builder(listener.url())
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
         .connect()
         .await
         .expect("a server")

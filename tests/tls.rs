@@ -12,7 +12,7 @@ use std::{
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use longrunning::{Builder, OperationsClient, RetryPolicy, Transport};
+use longrunning::{ClientBuilder, OperationsClient, RetryPolicy, Transport};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tonic::{Code, Status};
 
@@ -30,7 +30,7 @@ fn serve(tls: Tls) -> Listener {
     })
 }
 
-fn builder(listener: &Listener) -> Builder {
+fn builder(listener: &Listener) -> ClientBuilder {
     OperationsClient::builder(format!("https://{}", listener.addr))
         .retry(RetryPolicy::none())
         .connect_timeout(Duration::from_secs(2))
@@ -206,11 +206,17 @@ async fn every_bad_value_is_refused_by_name() {
     );
     let second = Duration::from_secs(1);
     invalid(
-        builder().keepalive(Duration::ZERO, second).connect_lazy(),
+        builder()
+            .keepalive_interval(Duration::ZERO)
+            .keepalive_timeout(second)
+            .connect_lazy(),
         "keepalive interval 0s",
     );
     invalid(
-        builder().keepalive(second, Duration::ZERO).connect_lazy(),
+        builder()
+            .keepalive_interval(second)
+            .keepalive_timeout(Duration::ZERO)
+            .connect_lazy(),
         "keepalive timeout 0s",
     );
     let endpoint = OperationsClient::builder("automl.googleapis.com");
@@ -289,4 +295,82 @@ async fn settings_of_tls_are_refused_for_an_endpoint_without_it() {
         tells,
     );
     invalid(plain().identity("a", "b").connect_lazy(), tells);
+}
+
+#[tokio::test]
+async fn the_authority_is_the_name_in_the_certificate_and_in_every_call() {
+    let authority = Authority::new();
+    let tls = Tls::new(&authority.identity(&["server.test"]), &["h2"], None);
+    let heads = Arc::<Mutex<Vec<String>>>::default();
+    let seen = heads.clone();
+    let listener = Listener::start(move |_, io| {
+        let (tls, seen) = (tls.clone(), seen.clone());
+        async move {
+            let mut http2 = h2::server::handshake(tls.accept(io).await?)
+                .await
+                .map_err(io::Error::other)?;
+            while let Some(call) = http2.accept().await {
+                let (request, mut respond) = call.map_err(io::Error::other)?;
+                let uri = request.uri().to_string();
+                seen.lock().expect("no panic").push(uri);
+                let response = http::Response::builder()
+                    .header("content-type", "application/grpc")
+                    .header("grpc-status", "5")
+                    .body(());
+                let response = response.map_err(io::Error::other)?;
+                respond
+                    .send_response(response, true)
+                    .map_err(io::Error::other)?;
+            }
+            Ok(())
+        }
+    });
+    let trusting = || builder(&listener).ca_certificate(authority.pem());
+    refused(trusting().connect().await, "not valid for name");
+    for name in ["server.test", "server.test:443"] {
+        let client = trusting().authority(name).connect().await;
+        let status = client.expect("a connection").cancel_operation(NAME).await;
+        assert_eq!(status.expect_err("not found").code(), Code::NotFound);
+        let uri = heads.lock().expect("no panic").pop().expect("a call");
+        assert!(uri.starts_with(&format!("https://{name}/")), "{uri}");
+    }
+    for bad in [
+        "",
+        "a b",
+        "user@host",
+        "host:0",
+        "host:99999",
+        "host:",
+        "a/b",
+        "host:+443",
+        "https://host",
+    ] {
+        let shown = if bad == "user@host" { "..@.." } else { bad };
+        invalid(
+            trusting().authority(bad).connect_lazy(),
+            &format!("invalid authority {shown:?}: expected a host with an optional port"),
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_count_of_0_is_refused_with_an_error_that_names_it() {
+    let builder = || OperationsClient::builder("http://127.0.0.1:1");
+    let message = |name| format!("{name} 0: must be at least 1");
+    invalid(
+        builder().max_connections(0).connect_lazy(),
+        &message("max_connections"),
+    );
+    invalid(
+        builder().streams_per_connection(0).connect_lazy(),
+        &message("streams_per_connection"),
+    );
+    invalid(
+        builder().max_queued_calls(0).connect_lazy(),
+        &message("max_queued_calls"),
+    );
+    invalid(
+        builder().max_header_list_size(0).connect_lazy(),
+        &message("max_header_list_size"),
+    );
 }

@@ -5,7 +5,6 @@ mod support;
 use std::{
     future::{Future, poll_fn},
     io,
-    num::NonZeroUsize,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -35,7 +34,7 @@ const NAME: &str = "operations/1";
 async fn connect(url: String) -> OperationsClient {
     OperationsClient::builder(url)
         .retry(RetryPolicy::none())
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
         .connect()
         .await
         .expect("a server")
@@ -72,7 +71,7 @@ async fn a_slow_consumer_of_buffered_calls_fails_none_and_delays_no_neighbour() 
     });
     let client = connect(server.url()).await;
     let (neighbour, times) = neighbour(&client);
-    let hurried = client.clone().with_timeout(Duration::from_millis(1_500));
+    let hurried = client.clone().timeout(Duration::from_millis(1_500));
     let mut results = stream::iter(0..12)
         .map(|_| hurried.get_operation(NAME))
         .buffer_unordered(12);
@@ -100,7 +99,7 @@ async fn a_waiter_that_is_not_polled_delays_nobody_behind_it() {
     poll_once(&mut first).await;
     let mut unpolled = Box::pin(client.cancel_operation(NAME));
     poll_once(&mut unpolled).await;
-    let hurried = client.clone().with_timeout(Duration::from_secs(1));
+    let hurried = client.clone().timeout(Duration::from_secs(1));
     for _ in 0..5 {
         hurried.cancel_operation(NAME).await.expect("an answer");
     }
@@ -116,7 +115,7 @@ async fn a_call_that_is_not_polled_at_its_deadline_frees_its_stream() {
         ..Habits::default()
     });
     let client = connect(server.url()).await;
-    let hurried = client.clone().with_timeout(Duration::from_millis(200));
+    let hurried = client.clone().timeout(Duration::from_millis(200));
     let mut unpolled = Box::pin(hurried.cancel_operation(NAME));
     poll_once(&mut unpolled).await;
     until("it is in flight", || server.seen.calls() == 1).await;
@@ -133,7 +132,7 @@ async fn a_call_without_an_answer_does_not_hold_back_a_large_answer_under_a_smal
         ..Habits::default()
     });
     let client = OperationsClient::builder(server.url())
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
         .max_buffered_bytes(1 << 20)
         .connect()
         .await
@@ -176,7 +175,7 @@ async fn early_answers(reset: bool) {
     let answered = Arc::<AtomicUsize>::default();
     let listener = early(reset, answered.clone());
     let client = connect(listener.url()).await;
-    let client = client.with_timeout(Duration::from_secs(5));
+    let client = client.timeout(Duration::from_secs(5));
     for call in 1..=1_000 {
         let result = client.list_operations(ListOperationsRequest {
             // More than the server's window for a stream.
@@ -209,7 +208,7 @@ async fn answers_that_nobody_takes_are_bounded() {
         ..Habits::default()
     });
     let client = OperationsClient::builder(server.url())
-        .max_connections(NonZeroUsize::MIN)
+        .max_connections(1)
         .max_buffered_bytes(5 * ANSWER)
         .connect()
         .await

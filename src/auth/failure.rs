@@ -4,9 +4,8 @@ use std::{error::Error, fmt, path::Path, time::Duration};
 
 use tonic::{Code, Status};
 
-use crate::{
-    retry::ServerDelay,
-    status::{Delivery, Origin, StatusExt as _, cause, caused, local, mark},
+use crate::status::{
+    CallStatusExt as _, Delivery, Origin, ServerDelay, cause, caused, local, mark,
 };
 
 /// Returns a failure that a person has to fix.
@@ -35,7 +34,7 @@ pub(super) fn unavailable_for(delay: Option<Duration>, message: impl fmt::Displa
 }
 
 /// Returns the error for a system without CA certificates.
-#[cfg(feature = "_google")]
+#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 pub(super) fn no_certificates() -> Status {
     refused(
         "no CA certificates found, cannot verify the token endpoint: install the package \
@@ -44,7 +43,7 @@ pub(super) fn no_certificates() -> Status {
 }
 
 /// Returns the error for CA certificates that temporarily cannot be read.
-#[cfg(feature = "_google")]
+#[cfg(any(feature = "google-authz", feature = "google-cloud-auth"))]
 pub(super) fn no_certificates_now(error: &std::io::Error) -> Status {
     unavailable(format_args!(
         "cannot read the system's CA certificates: {error}: the fetch will be retried"
@@ -96,13 +95,8 @@ pub(crate) fn of_call(failure: Status) -> Status {
         return failure;
     }
     let message = failure.message().to_owned();
-    caused(
-        Code::Unauthenticated,
-        message,
-        Origin::Client,
-        Delivery::NotSent,
-        failure,
-    )
+    let (origin, delivery) = (Origin::Client, Delivery::NotSent);
+    caused(Code::Unauthenticated, message, origin, delivery, failure)
 }
 
 /// The delay that an endpoint asks for with `Retry-After`.

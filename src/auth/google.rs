@@ -126,7 +126,7 @@ impl CallCredentials for Google {
             ResolvedPlace::Search(search, server) => self.search(search, server, deadline).await,
             ResolvedPlace::File(file) => self.of_file(file, deadline).await,
             ResolvedPlace::Json(text) => {
-                let key = KeyFile::parse("credentials JSON", text)?;
+                let key = KeyFile::parse_given(text)?;
                 self.of_key(key, deadline).await
             }
             ResolvedPlace::MetadataServer(server, account) => {
@@ -314,6 +314,11 @@ impl Options {
             kind @ ("external_account" | "impersonated_service_account") => Err(needs_feature(
                 format_args!("{}: field \"type\": {kind:?} needs", key.name()),
                 "google-cloud-auth",
+            )),
+            #[cfg(not(any(feature = "google-authz", feature = "google-cloud-auth")))]
+            kind @ ("service_account" | "authorized_user") => Err(needs_feature(
+                format_args!("{}: field \"type\": {kind:?} needs", key.name()),
+                "google-authz or google-cloud-auth",
             )),
             _ => Err(key.refused(
                 "field \"type\" is none of \"service_account\", \"authorized_user\", \

@@ -34,7 +34,7 @@ const FIRST_TOKEN: Duration = Duration::from_secs(10);
 /// The interceptor does not know the endpoint of a call, so it also sends the token over plaintext:
 /// use it only with an `https` endpoint, or one on this machine. It does not see responses either:
 /// a client other than [`OperationsClient`](crate::OperationsClient) has to call
-/// [`rejected`](Self::rejected) itself.
+/// [`mark_rejected`](Self::mark_rejected) itself.
 ///
 /// ```
 /// # async fn example<S>(stack: S) -> Result<(), tonic::Status> {
@@ -157,7 +157,7 @@ impl AuthInterceptor {
     /// [`OperationsClient`](crate::OperationsClient) does this itself, and only for the token that the
     /// call was sent with: a rejection that arrives after that token was replaced does not affect the
     /// new one.
-    pub fn rejected(&self) {
+    pub fn mark_rejected(&self) {
         let Headers::Renewed(renewed) = &self.headers else {
             return;
         };

@@ -55,8 +55,26 @@ pub trait CallCredentials: Send + Sync + 'static {
     ///   become `UNAUTHENTICATED`, and all other codes `UNAVAILABLE`.
     ///
     /// Callers get the message; that of a call that waited for a token also contains how long it
-    /// waited. A [`RetryInfo`](crate::proto::rpc::RetryInfo) in the details delays the next fetch,
-    /// by at most one hour, and up to as long again, but at most 60 s, as jitter.
+    /// waited. A [`RetryInfo`](crate::proto::rpc::RetryInfo) in the details delays the next fetch. The delay
+    /// is limited to one hour; a random jitter of up to the same delay, but at most 60 s, is added:
+    ///
+    /// ```
+    /// use longrunning::proto::rpc;
+    /// /// Returns the status of a vault that is overloaded for the next 30 seconds.
+    /// /// The vault is overloaded for the next half minute.
+    /// fn overloaded() -> Result<tonic::Status, prost::EncodeError> {
+    ///     let delay = prost_types::Duration { seconds: 30, nanos: 0 };
+    ///     let status = rpc::Status {
+    ///         code: rpc::Code::Unavailable.into(),
+    ///         message: "the vault is overloaded".to_owned(),
+    ///         details: vec![prost_types::Any::from_msg(&rpc::RetryInfo { retry_delay: Some(delay) })?],
+    ///     };
+    ///     Ok(status.into())
+    /// }
+    /// # use longrunning::CallStatusExt as _;
+    /// # assert_eq!(overloaded()?.retry_delay(), Some(std::time::Duration::from_secs(30)));
+    /// # Ok::<(), prost::EncodeError>(())
+    /// ```
     async fn token(&self) -> Result<Token, Status>;
 
     /// Called before the next fetch if a server rejected the current token. Implement it to clear a

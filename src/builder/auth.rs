@@ -4,7 +4,7 @@ use std::mem;
 
 use tonic::{Code, Status};
 
-use super::Builder;
+use super::{ClientBuilder, endpoint::remote};
 use crate::{
     auth::{AuthInterceptor, Credentials},
     client::OperationsClient,
@@ -40,14 +40,15 @@ impl Auth {
     }
 }
 
-impl Builder {
+impl ClientBuilder {
     /// Takes the credentials out of the builder.
     ///
     /// # Errors
     ///
     /// `FAILED_PRECONDITION`: they would be sent over plaintext.
     pub(super) fn take_auth(&mut self) -> Result<Auth, Status> {
-        let auth = match (mem::take(&mut self.auth), self.endpoint.remote_host()) {
+        let auth = mem::take(&mut self.auth);
+        let auth = match (auth, self.remote_host()) {
             (Auth::Credentials(credentials), Some(host)) => {
                 Auth::Credentials(credentials.for_endpoint(host))
             }
@@ -61,10 +62,12 @@ impl Builder {
 
     /// Returns the error for credentials over plaintext, if the endpoint does not allow them.
     ///
-    /// With a custom connector the peer is unknown: `localhost` may be the start of a tunnel.
+    /// With a custom connector or another authority, `localhost` may be the start of a tunnel.
     pub(super) fn plaintext(&self) -> Option<Status> {
-        let is_open = self.endpoint.is_open_to_others()
-            || self.connector.is_some() && self.endpoint.is_plaintext();
+        let is_open = self.endpoint.is_plaintext()
+            && (self.endpoint.remote_host().is_some()
+                || self.remote_host().is_some()
+                || self.connector.is_some());
         (is_open && !self.credentials_in_plaintext).then(|| {
             local(
                 Code::FailedPrecondition,
@@ -74,6 +77,14 @@ impl Builder {
                 ),
             )
         })
+    }
+
+    /// Returns the name of the server's host, unless it is this machine.
+    fn remote_host(&self) -> Option<&str> {
+        match &self.authority {
+            Some(Ok(authority)) => remote(authority.host()),
+            _ => self.endpoint.remote_host(),
+        }
     }
 }
 
@@ -85,5 +96,5 @@ pub(super) fn add(
     if auth.sends_nothing() {
         return client;
     }
-    client.with_credentials(auth)
+    client.auth(auth)
 }

@@ -10,11 +10,11 @@ use tonic::{Code, Status};
 
 use crate::{status::local, transport::is_localhost};
 
-/// The address of a server, such as `https://automl.googleapis.com`: made of a string or a [`Uri`].
+/// The address of a server, such as `https://automl.googleapis.com`.
 ///
-/// One that is none is reported when the client is made of it.
+/// An invalid address is reported by [`into_parts`](Self::into_parts).
 #[derive(Clone)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     uri: Result<Uri, ()>,
     text: String,
 }
@@ -25,32 +25,11 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-impl From<&str> for Endpoint {
-    fn from(text: &str) -> Self {
-        Self {
-            uri: text.parse().map_err(drop),
-            text: text.to_owned(),
-        }
-    }
-}
-
-impl From<&String> for Endpoint {
-    fn from(text: &String) -> Self {
-        text.as_str().into()
-    }
-}
-
 impl From<String> for Endpoint {
     fn from(text: String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl From<Uri> for Endpoint {
-    fn from(uri: Uri) -> Self {
         Self {
-            text: uri.to_string(),
-            uri: Ok(uri),
+            uri: text.parse().map_err(drop),
+            text,
         }
     }
 }
@@ -76,21 +55,9 @@ impl Endpoint {
         uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
     }
 
-    /// Returns whether calls can be read on the way: they are not encrypted, and leave this machine.
-    pub(crate) fn is_open_to_others(&self) -> bool {
-        self.is_plaintext() && self.remote_host().is_some()
-    }
-
     /// Returns the host, unless it is this machine.
     pub(crate) fn remote_host(&self) -> Option<&str> {
-        let host = self.uri.as_ref().ok()?.host()?;
-        let address = host.trim_start_matches('[').trim_end_matches(']');
-        let is_local = match address.parse::<IpAddr>() {
-            Ok(address) => address.to_canonical().is_loopback(),
-            // `into_parts` refuses an empty host.
-            Err(_) => host.is_empty() || is_localhost(host),
-        };
-        (!is_local).then_some(host)
+        remote(self.uri.as_ref().ok()?.host()?)
     }
 
     /// Checks that it is what gRPC can call.
@@ -120,7 +87,8 @@ impl Endpoint {
                 );
             }
         }
-        if uri.path() != "/" || uri.query().is_some() {
+        // `Uri` drops a fragment when it is parsed.
+        if uri.path() != "/" || uri.query().is_some() || self.text.contains('#') {
             return bad("gRPC's methods make the path: leave out what follows the host");
         }
         if authority.as_str().contains('@') {
@@ -130,12 +98,53 @@ impl Endpoint {
             return bad(&format!("no host: {REMEDY}"));
         }
         if authority.as_str() != authority.host()
-            && authority.port().is_none_or(|p| p.as_u16() == 0)
+            && authority.port().is_none_or(|port| !is_port(port.as_str()))
         {
             return bad("the port must be a number from 1 to 65535");
         }
         Ok((uri, authority))
     }
+}
+
+/// Returns a host, unless it is this machine, or empty.
+pub(crate) fn remote(host: &str) -> Option<&str> {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let is_local = match address.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host.is_empty() || is_localhost(host),
+    };
+    (!is_local).then_some(host)
+}
+
+/// Parses a host with an optional port.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT`: the text is not a host with an optional port.
+pub(crate) fn authority(text: &str) -> Result<Authority, Status> {
+    let authority = text.parse::<Authority>().ok();
+    let is_valid = |authority: &Authority| {
+        let rest = &authority.as_str()[authority.host().len()..];
+        !authority.as_str().contains('@')
+            && !authority.host().is_empty()
+            && (rest.is_empty() || authority.port().is_some_and(|port| is_port(port.as_str())))
+    };
+    authority.filter(is_valid).ok_or_else(|| {
+        // What stands before an @ may be a password.
+        let shown = if text.contains('@') { "..@.." } else { text };
+        local(
+            Code::InvalidArgument,
+            format!(
+                "invalid authority {shown:?}: expected a host with an optional port, such as automl.googleapis.com"
+            ),
+        )
+    })
+}
+
+/// Returns whether the text is a number from 1 to 65535. `u16` also parses one with a plus sign.
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+        && text.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 const REMEDY: &str = "write it like https://automl.googleapis.com";
@@ -159,7 +168,9 @@ mod tests {
             ("https://a b", "write it like https://"),
         ];
         for (text, why) in table {
-            let status = Endpoint::from(text).into_parts().expect_err(text);
+            let status = Endpoint::from(text.to_owned())
+                .into_parts()
+                .expect_err(text);
             assert_eq!(status.code(), Code::InvalidArgument);
             let message = status.message();
             assert!(
@@ -179,7 +190,9 @@ mod tests {
             ("https://b@a#secret@c", "endpoint \"..@a?..\": "),
         ];
         for (text, start) in table {
-            let status = Endpoint::from(text).into_parts().expect_err("a query");
+            let status = Endpoint::from(text.to_owned())
+                .into_parts()
+                .expect_err("a query");
             assert_eq!(status.code(), Code::InvalidArgument);
             assert!(status.message().starts_with(start), "{status}");
         }
@@ -187,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_password_in_an_address_is_refused_and_not_shown() {
-        let endpoint = Endpoint::from("https://me:secret@a");
+        let endpoint = Endpoint::from("https://me:secret@a".to_owned());
         assert!(!format!("{endpoint:?}").contains("secret"));
         let status = endpoint.into_parts().expect_err("a user");
         let message = "endpoint \"..@a\": leave out what stands before the @";
@@ -202,7 +215,7 @@ mod tests {
             "http://[::1]:50051",
             "HTTPS://a:443",
         ] {
-            Endpoint::from(text).into_parts().expect(text);
+            Endpoint::from(text.to_owned()).into_parts().expect(text);
         }
     }
 
@@ -228,7 +241,9 @@ mod tests {
             ("a.b", false),
         ];
         for (text, open) in table {
-            assert_eq!(Endpoint::from(text).is_open_to_others(), open, "{text}");
+            let endpoint = Endpoint::from(text.to_owned());
+            let is_open = endpoint.is_plaintext() && endpoint.remote_host().is_some();
+            assert_eq!(is_open, open, "{text}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    num::NonZeroUsize,
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -13,14 +13,16 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tonic::{IntoRequest, Request, Status};
 
 use crate::{
-    client::{OperationsClient, Stack},
+    client::{GrpcStack, OperationsClient},
     proto::CancelOperationRequest,
     task::{not_run, runtime},
     trace,
 };
 
-impl<S: Stack + Sync> OperationsClient<S> {
-    /// Cancels the operations that a stream names, at most `concurrency` at a time.
+impl<S: GrpcStack + Sync> OperationsClient<S> {
+    /// Cancels the operations whose names a stream yields, with at most `concurrency` calls at a time.
+    ///
+    /// A `concurrency` of 0 counts as 1.
     ///
     /// Results come as the calls end, in no order, each with its name; one that fails does not
     /// stop the rest. As with [`cancel_operation`](Self::cancel_operation), success means that the
@@ -40,12 +42,8 @@ impl<S: Stack + Sync> OperationsClient<S> {
     /// # use longrunning::{OperationsClient, emulator::Emulator};
     /// # let emulator = Emulator::start().await?;
     /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
-    /// use std::num::NonZeroUsize;
-    /// use tokio_stream::StreamExt as _;
-    ///
     /// let names = tokio_stream::iter((0..1_000).map(|n| format!("operations/{n}")));
-    /// let at_once = NonZeroUsize::new(100).expect("100 is not 0");
-    /// let mut results = client.cancel_operations(names, at_once);
+    /// let mut results = client.cancel_operations(names, 100);
     /// while let Some((name, result)) = results.next().await {
     ///     if let Err(status) = result {
     ///         eprintln!("{name}: {status}");
@@ -58,26 +56,22 @@ impl<S: Stack + Sync> OperationsClient<S> {
     ///
     /// # Back-pressure and dropping
     ///
-    /// Each call runs as a task of its own, so that a slow consumer delays none that has begun, and
-    /// belongs to the runtime that polled the stream then. It is in the caller's `tracing` span;
-    /// task-locals do not reach it. A result counts against `concurrency` until it is taken: at most
-    /// so many sit, calls in flight included, and a consumer that stops taking them stops new calls.
-    /// Dropping the stream ends the calls in flight; the server may have taken some of them.
+    /// Each call runs in its own task, on the runtime that polled the stream when the call started, so a slow
+    /// consumer does not delay calls in flight. With the feature `tracing`, the task runs in the caller's
+    /// span. The caller's task-locals are not available in it. A result counts against `concurrency` until it
+    /// is taken, so a consumer that takes no results stops new calls. Dropping the stream ends the calls in
+    /// flight; the server may have accepted some of them.
     ///
     /// A panic of one's own stack goes on in the consumer, and the name of its call is lost. Polled
     /// again, the stream goes on with the rest.
-    pub fn cancel_operations<N>(
-        &self,
-        names: N,
-        concurrency: NonZeroUsize,
-    ) -> CancelOperations<S, N>
+    pub fn cancel_operations<N>(&self, names: N, concurrency: usize) -> CancelOperations<S, N>
     where
         N: Stream<Item: IntoRequest<CancelOperationRequest>>,
     {
         CancelOperations {
             client: self.clone(),
             names: Some(names),
-            concurrency,
+            concurrency: concurrency.max(1),
             calls: JoinSet::new(),
             called: HashMap::new(),
         }
@@ -93,14 +87,26 @@ pin_project! {
         // None once it has ended.
         #[pin]
         names: Option<N>,
-        concurrency: NonZeroUsize,
+        concurrency: usize,
         // The tasks whose results are not taken yet, and what each of them cancels.
         calls: JoinSet<Result<(), Status>>,
         called: HashMap<Id, String>,
     }
 }
 
-impl<S: Stack + Sync, N> Stream for CancelOperations<S, N>
+impl<S: GrpcStack + Sync, N> CancelOperations<S, N>
+where
+    N: Stream<Item: IntoRequest<CancelOperationRequest>> + Unpin,
+{
+    /// Returns the next name and the result of its call, or `None` after the last one.
+    ///
+    /// This is the same as `StreamExt::next`, without the need for another crate. This method is cancel safe.
+    pub async fn next(&mut self) -> Option<(String, Result<(), Status>)> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl<S: GrpcStack + Sync, N> Stream for CancelOperations<S, N>
 where
     N: Stream<Item: IntoRequest<CancelOperationRequest>>,
 {
@@ -108,7 +114,7 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut this = self.project();
-        while this.calls.len() < this.concurrency.get()
+        while this.calls.len() < *this.concurrency
             && let Some(names) = this.names.as_mut().as_pin_mut()
             && let Poll::Ready(name) = names.poll_next(cx)
         {
@@ -126,9 +132,10 @@ where
             this.called.insert(call.id(), name);
         }
         let Some(ended) = ready!(this.calls.poll_join_next_with_id(cx)) else {
-            return match this.names.is_none() {
-                true => Poll::Ready(None),
-                false => Poll::Pending, // the names will wake it
+            return if this.names.is_none() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending // the stream of names has registered the waker
             };
         };
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
@@ -139,7 +146,7 @@ where
     }
 }
 
-async fn cancel<S: Stack + Sync>(
+async fn cancel<S: GrpcStack + Sync>(
     client: OperationsClient<S>,
     request: Request<CancelOperationRequest>,
 ) -> Result<(), Status> {

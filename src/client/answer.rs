@@ -19,7 +19,7 @@ use tower::BoxError;
 
 use super::message::Message;
 use crate::status::{
-    Delivery, Origin, StatusExt as _, classify, mark, retry, with_delivery, with_retry,
+    CallStatusExt as _, Delivery, Origin, classify, mark, retry, with_delivery, with_retry,
 };
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");

@@ -18,13 +18,14 @@ use tokio::{
 };
 use tonic::{Code, Request, Status};
 
-use super::{OperationsClient, Stack, header, rpc::Rpc, unary::Call};
+use super::{GrpcStack, OperationsClient, header, rpc::Rpc, unary::Call};
 use crate::{
     auth::{self, AuthInterceptor},
     deadline::{self, Deadline, Stage, Waited},
-    retry::Attempt,
+    retry::{Attempt, Retry},
     status::{
-        self, Delivery, Origin, StatusExt as _, caused, classify, local, with_delivery, with_retry,
+        self, CallStatusExt as _, Delivery, Origin, caused, classify, local, with_attempts,
+        with_delivery, with_retry,
     },
     task::runtime,
     transport::Unsent,
@@ -36,19 +37,26 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum size of a response, unless it is set.
 const MAX_DECODING_MESSAGE_SIZE: usize = 4 << 20;
 
-impl<S: Stack> OperationsClient<S> {
-    pub(super) async fn call<R: Rpc>(&self, request: Request<R>) -> Result<R::Answer, Status> {
+impl<S: GrpcStack> OperationsClient<S> {
+    pub(super) async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
         let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata().as_ref())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
+        let retry = Retry::of_call(request.extensions_mut(), self.settings.retry.as_ref());
         let begun = Instant::now();
         let call = Call::new(request, routing, self.settings.headers.clone());
         let deadline = timeout.and_then(|timeout| Deadline::after(timeout, begun));
         let first = Attempt::first(begun, deadline);
-        match self.settings.retry.as_ref().filter(|_| R::MAY_BE_RETRIED) {
-            Some(retry) => retry.run(first, |it| self.attempt(&call, it)).await,
-            None => self.attempt(&call, first).await,
-        }
+        let mut attempts = 0;
+        let mut attempt = |attempt| {
+            attempts += 1;
+            self.attempt(&call, attempt)
+        };
+        let result = match retry.as_deref().filter(|_| R::MAY_BE_RETRIED) {
+            Some(retry) => retry.run(first, &mut attempt).await,
+            None => attempt(first).await,
+        };
+        result.map_err(|status| with_attempts(status, attempts, begun.elapsed()))
     }
 
     /// Checks a request. Returns its routing header.
@@ -62,7 +70,7 @@ impl<S: Stack> OperationsClient<S> {
                 ));
             }
             "" => None,
-            name => Some(header::routing(name, self.max_header_list_size())?),
+            name => Some(header::routing(name, self.header_list_limit())?),
         };
         let bytes = request.get_ref().encoded_len();
         let limit = self.settings.max_encoding_message_size;
@@ -140,7 +148,7 @@ impl<S: Stack> OperationsClient<S> {
         header::check_size(
             request.headers(),
             attempt.previous > 0,
-            self.max_header_list_size(),
+            self.header_list_limit(),
         )?;
         let exchange = async {
             let result = call
@@ -268,7 +276,7 @@ fn no_token(failure: Status, waited: &Waited) -> Status {
 }
 
 /// Waits until the stack is ready, or until the deadline. Returns how long that took.
-async fn ready<R: Rpc, S: Stack>(
+async fn ready<R: Rpc, S: GrpcStack>(
     stack: &mut S,
     attempt: &Attempt,
     waits: &WaitTimes,
@@ -311,8 +319,11 @@ fn late<R: Rpc>(attempt: &Attempt, waited: Option<Waited>, cause: Option<Status>
         Some(waited) => message.push_str(&format!(": {waited}")),
         None => message.push_str(": not sent"),
     }
-    if attempt.previous > 0 {
-        message.push_str(&format!(" (attempt {})", attempt.previous + 1));
+    if let Some(cause) = &cause
+        && status::cause::<Waited>(cause).is_none()
+    {
+        let (code, text) = (cause.code_name(), cause.message());
+        message.push_str(&format!("; {code}: {text}"));
     }
     let delivery = waited.as_ref().map_or(Delivery::NotSent, Waited::delivery);
     let delivery = cause

@@ -1,6 +1,6 @@
 //! The headers of every call, and the limit on their size.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -38,14 +38,20 @@ pub(crate) fn api_client() -> HeaderValue {
 /// `grpc-timeout` comes first, and protocol headers precede custom metadata. A `HeaderMap` keeps the
 /// order of insertion, but a removal moves the last header into the gap: so no protocol header is ever
 /// removed.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Template(Arc<Templates>);
 
-#[derive(Debug)]
 struct Templates {
     timed: HeaderMap,
     untimed: HeaderMap,
     timeouts: TimeoutCache,
+}
+
+/// Omits the headers, which are the same for every client.
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Template")
+    }
 }
 
 impl Default for Template {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::HeaderValue;
 use tonic::{Request, Status};
 
 use super::{
@@ -15,25 +14,44 @@ use crate::{
     retry::{Retry, RetryPolicy},
 };
 
+/// The settings of a client.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Settings {
-    pub(super) auth: Option<AuthInterceptor>,
+pub(crate) struct Settings {
+    pub(crate) auth: Option<AuthInterceptor>,
     /// The error of calls that would send credentials over plaintext.
-    pub(super) plaintext_error: Option<Status>,
-    pub(super) timeout: Timeout,
-    pub(super) retry: Option<Retry>,
-    pub(super) max_decoding_message_size: Option<usize>,
-    pub(super) max_encoding_message_size: Option<usize>,
-    pub(super) max_header_list_size: Option<usize>,
-    pub(super) max_waits: Option<usize>,
-    pub(super) headers: Template,
+    pub(crate) plaintext_error: Option<Status>,
+    pub(crate) timeout: Timeout,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) max_decoding_message_size: Option<usize>,
+    pub(crate) max_encoding_message_size: Option<usize>,
+    pub(crate) max_header_list_size: Option<usize>,
+    pub(crate) max_waits: Option<usize>,
+    pub(crate) headers: Template,
 }
+
+impl Settings {
+    /// Returns settings with the timeout and the retry policy of the
+    /// [published service config](https://github.com/googleapis/googleapis/tree/master/google/longrunning).
+    pub(crate) fn published() -> Self {
+        Self {
+            timeout: Timeout {
+                set: None,
+                default: Some(TIMEOUT),
+            },
+            retry: Some(Retry::new(RetryPolicy::default())),
+            ..Self::default()
+        }
+    }
+}
+
+/// The timeout of a call in the published service config.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timeout {
     /// What the user has set.
-    pub(super) set: Option<Duration>,
+    pub(crate) set: Option<Duration>,
     /// What counts otherwise, but not for a Wait, which takes as long as it takes.
     default: Option<Duration>,
 }
@@ -50,15 +68,13 @@ impl<S> OperationsClient<S> {
     /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
     /// timeout may take that and 10 seconds instead.
     #[must_use]
-    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout.set = Some(timeout);
         self
     }
 
-    /// Sets the timeout of calls for which nobody has set one.
-    pub(crate) const fn with_default_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout.default = Some(timeout);
-        self
+    pub(crate) fn with_settings(self, settings: Settings) -> Self {
+        Self { settings, ..self }
     }
 
     /// Sends these credentials with every call.
@@ -67,38 +83,32 @@ impl<S> OperationsClient<S> {
     /// deadline. If the server answers `UNAUTHENTICATED`, the caller gets that status, and a new
     /// token is fetched. A request with its own `authorization` header keeps that header.
     ///
-    /// The rules for plaintext of [`Builder::credentials`](crate::Builder::credentials) apply to a
+    /// The plaintext rules of [`ClientBuilder::credentials`](crate::ClientBuilder::credentials) apply to a
     /// client from [`builder`](OperationsClient::builder): calls that break them fail with
     /// `UNAUTHENTICATED`. A client from [`new`](Self::new) always sends credentials, because its
     /// endpoint is not known.
     ///
     /// ```
-    /// # async fn example<S: longrunning::Stack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
+    /// # async fn example<S: longrunning::GrpcStack>(client: longrunning::OperationsClient<S>) -> Result<(), tonic::Status> {
     /// use longrunning::Credentials;
     ///
     /// let auth = Credentials::bearer_token("ya29.c").interceptor().await?;
-    /// let client = client.with_credentials(auth);
+    /// let client = client.auth(auth);
     /// # let _ = client;
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn with_credentials(mut self, credentials: AuthInterceptor) -> Self {
-        self.settings.auth = Some(credentials);
+    pub fn auth(mut self, auth: AuthInterceptor) -> Self {
+        self.settings.auth = Some(auth);
         self
     }
 
     /// Returns the client's credentials.
     ///
     /// Another client can share their token. [`AuthInterceptor::status`] returns its state.
-    pub const fn auth(&self) -> Option<&AuthInterceptor> {
+    pub const fn auth_interceptor(&self) -> Option<&AuthInterceptor> {
         self.settings.auth.as_ref()
-    }
-
-    /// Sets the error of calls that would send credentials.
-    pub(crate) fn with_plaintext_error(mut self, error: Option<Status>) -> Self {
-        self.settings.plaintext_error = error;
-        self
     }
 
     /// Sets which failed calls are retried. Defaults to the published policy for a client that
@@ -107,14 +117,8 @@ impl<S> OperationsClient<S> {
     ///
     /// A stack that retries calls itself needs no policy here.
     #[must_use]
-    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = Some(Retry::new(policy));
-        self
-    }
-
-    /// Sets the user agent of every call.
-    pub(crate) fn with_user_agent(mut self, user_agent: &HeaderValue) -> Self {
-        self.settings.headers = Template::new(Some(user_agent));
         self
     }
 
@@ -122,7 +126,7 @@ impl<S> OperationsClient<S> {
     ///
     /// A larger one is `RESOURCE_EXHAUSTED`.
     #[must_use]
-    pub const fn with_max_decoding_message_size(mut self, bytes: usize) -> Self {
+    pub const fn max_decoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_decoding_message_size = Some(bytes);
         self
     }
@@ -131,7 +135,7 @@ impl<S> OperationsClient<S> {
     ///
     /// A larger one is `RESOURCE_EXHAUSTED`; nothing is sent.
     #[must_use]
-    pub const fn with_max_encoding_message_size(mut self, bytes: usize) -> Self {
+    pub const fn max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
         self
     }
@@ -152,30 +156,32 @@ impl<S> OperationsClient<S> {
     /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests)
     /// recommends to servers.
     #[must_use]
-    pub const fn with_max_header_list_size(mut self, bytes: usize) -> Self {
+    pub const fn max_header_list_size(mut self, bytes: usize) -> Self {
         self.settings.max_header_list_size = Some(bytes);
         self
     }
 
-    pub(super) fn max_header_list_size(&self) -> usize {
+    pub(super) fn header_list_limit(&self) -> usize {
         let set = self.settings.max_header_list_size;
         set.unwrap_or(MAX_HEADER_LIST_SIZE)
     }
 
     /// Returns a client for a poller, which handles `RESOURCE_EXHAUSTED` itself.
     pub(crate) fn for_polls(mut self) -> Self {
-        self.settings.retry = self.settings.retry.map(Retry::without_quota);
+        let retry = self.settings.retry.take();
+        // Also without a policy, because the request may have one.
+        let retry = retry.unwrap_or_else(|| Retry::new(RetryPolicy::none()));
+        self.settings.retry = Some(retry.without_quota());
         self
     }
 
     /// Sees to it that a call ends: within what it or the client has for a timeout, else within
     /// the 10 s that are published; and within what its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
-        const PUBLISHED: Duration = Duration::from_secs(10);
         let Ok(own) = deadline::timeout_in(request.metadata().as_ref()) else {
             return; // the call will be refused for it
         };
-        let own = own.or(self.settings.timeout.any()).unwrap_or(PUBLISHED);
+        let own = own.or(self.settings.timeout.any()).unwrap_or(TIMEOUT);
         let timeout = left.map_or(own, |left| left.min(own));
         deadline::set(request.metadata_mut().as_mut(), timeout);
     }

@@ -23,7 +23,7 @@ use prost::Message as _;
 use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
-    Stack, answer,
+    GrpcStack, answer,
     header::{ACCEPT_ENCODING, REQUEST_PARAMS, Template},
     message,
     rpc::Rpc,
@@ -128,7 +128,7 @@ impl<R: Rpc> Call<R> {
     }
 
     /// Sends a request over a stack that is ready, and receives the response.
-    pub(crate) async fn exchange<S: Stack>(
+    pub(crate) async fn exchange<S: GrpcStack>(
         &self,
         mut stack: S,
         request: http::Request<Body>,

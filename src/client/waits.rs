@@ -70,7 +70,7 @@ impl<S> OperationsClient<S> {
     ///
     /// Over this crate's own connections they never take more than half of the streams.
     #[must_use]
-    pub const fn with_max_waits(mut self, waits: usize) -> Self {
+    pub const fn max_concurrent_waits(mut self, waits: usize) -> Self {
         self.settings.max_waits = Some(waits);
         self
     }

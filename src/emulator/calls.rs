@@ -2,9 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
 use tonic::{Code, Request, Status, metadata::MetadataMap};
 
-use super::{Emulator, Shared, deadline, lock, request::Encoding};
+use super::{Emulator, Shared, deadline, lock, request::Encoding, server::ConnectionNumber};
 use crate::proto::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
     WaitOperationRequest,
@@ -16,18 +17,21 @@ impl Emulator {
     /// A call counts as arrived when its message has been read. A request over a socket that does
     /// not pass the [checks](super#checks-of-requests) is no call, and is not recorded.
     pub fn calls(&self) -> Vec<Call> {
-        lock(&self.shared.log).calls.clone()
+        let mut calls = lock(&self.shared.log).calls.clone();
+        // A delay function runs between the arrival of a call and its recording.
+        calls.sort_by_key(Call::received_at);
+        calls
     }
 
     /// Returns every call so far of one method, in the order of arrival.
     pub fn calls_of(&self, method: Method) -> Vec<Call> {
-        let log = lock(&self.shared.log);
-        let of_method = log.calls.iter().filter(|call| call.method() == method);
-        of_method.cloned().collect()
+        let mut calls = self.calls();
+        calls.retain(|call| call.method() == method);
+        calls
     }
 
     /// Forgets the calls so far. Those still in flight are counted all the same.
-    pub fn forget_calls(&self) {
+    pub fn clear_calls(&self) {
         let mut log = lock(&self.shared.log);
         log.forgotten += log.calls.len();
         log.calls.clear();
@@ -55,7 +59,9 @@ impl Emulator {
 }
 
 /// A call that came in. Clones are cheap; each keeps the outcome it was taken with.
-#[derive(Clone, Debug)]
+///
+/// The `Debug` output redacts the values of headers that contain credentials.
+#[derive(Clone)]
 pub struct Call {
     received: Arc<Received>,
     outcome: CallOutcome,
@@ -67,8 +73,14 @@ impl Call {
         if let Some(encoding) = extensions.remove::<Encoding>() {
             encoding.restore(&mut metadata);
         }
+        let connection = extensions.remove::<ConnectionNumber>();
         Self {
-            received: Arc::new(Received { request, metadata }),
+            received: Arc::new(Received {
+                request,
+                metadata,
+                at: Instant::now(),
+                connection: connection.map(|ConnectionNumber(number)| number),
+            }),
             outcome: CallOutcome::InFlight,
         }
     }
@@ -95,6 +107,18 @@ impl Call {
         }
     }
 
+    /// Returns the time at which the call arrived: a [`tokio::time::Instant`], which follows paused time.
+    pub fn received_at(&self) -> Instant {
+        self.received.at
+    }
+
+    /// Returns the number of the connection on which the call arrived, or `None` for an in-process call.
+    ///
+    /// Connections are numbered from 0, in the order in which they are accepted.
+    pub fn connection(&self) -> Option<usize> {
+        self.received.connection
+    }
+
     /// Returns the request message.
     pub fn request(&self) -> &CallRequest {
         &self.received.request
@@ -116,6 +140,26 @@ impl Call {
         self.outcome
     }
 }
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut metadata = self.metadata().clone();
+        for header in metadata.as_mut().iter_mut() {
+            if SECRETS.iter().any(|part| header.0.as_str().contains(part)) {
+                header.1.set_sensitive(true);
+            }
+        }
+        f.debug_struct("Call")
+            .field("request", self.request())
+            .field("metadata", &metadata)
+            .field("connection", &self.connection())
+            .field("outcome", &self.outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The values of headers whose names contain one of these are redacted in `Debug` output.
+const SECRETS: [&str; 6] = ["auth", "cookie", "jwt", "key", "secret", "token"];
 
 /// A method of the service.
 ///
@@ -226,11 +270,15 @@ impl Shared {
     /// Counts a connection as open as long as what is returned lives.
     pub(super) fn count_connection(self: &Arc<Self>) -> OpenConnection {
         let mut log = lock(&self.log);
+        let number = log.accepted_connections;
         log.open_connections += 1;
         log.accepted_connections += 1;
         drop(log);
         self.changed();
-        OpenConnection(Arc::clone(self))
+        OpenConnection {
+            shared: Arc::clone(self),
+            number,
+        }
     }
 }
 
@@ -261,17 +309,22 @@ impl Drop for Recording {
     }
 }
 
-pub(super) struct OpenConnection(Arc<Shared>);
+/// Guard that counts an open connection until it is dropped.
+pub(super) struct OpenConnection {
+    shared: Arc<Shared>,
+    pub(super) number: usize,
+}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        lock(&self.0.log).open_connections -= 1;
-        self.0.changed();
+        lock(&self.shared.log).open_connections -= 1;
+        self.shared.changed();
     }
 }
 
-#[derive(Debug)]
 struct Received {
     request: CallRequest,
     metadata: MetadataMap,
+    at: Instant,
+    connection: Option<usize>,
 }

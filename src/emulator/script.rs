@@ -27,6 +27,27 @@ impl Emulator {
         }
     }
 
+    /// Delays the response to each call by the duration that a function returns.
+    ///
+    /// The function is called when a call arrives. It replaces any earlier function, and its delay is added
+    /// to that of [`delay`](Self::delay). [`Duration::MAX`] delays the response forever.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # async fn example(emulator: longrunning::emulator::Emulator) {
+    /// emulator.delay_with(|call| match call.name() {
+    ///     "operations/slow" => Duration::from_secs(2),
+    ///     _ => Duration::ZERO,
+    /// });
+    /// # }
+    /// ```
+    pub fn delay_with(&self, delay: impl Fn(&Call) -> Duration + Send + Sync + 'static) {
+        let delay: DelayFn = Arc::new(delay);
+        let earlier = lock(&self.shared.script).delay_fn.replace(delay);
+        // Dropped after the lock is released: values that the function has captured may use the emulator.
+        drop(earlier);
+    }
+
     /// Answers the next calls of a method with a status, and does nothing of what they ask;
     /// `None` stands for every method.
     ///
@@ -39,6 +60,24 @@ impl Emulator {
     ///
     /// emulator.fail_next(Method::Get, 2, Status::unavailable("down"));
     /// emulator.fail_next(None, 1, Status::internal("whatever is called"));
+    /// # }
+    /// ```
+    ///
+    /// To return a status with typed details, convert a `google.rpc.Status`:
+    ///
+    /// ```
+    /// # async fn example(emulator: longrunning::emulator::Emulator) -> Result<(), prost::EncodeError> {
+    /// use longrunning::{emulator::Method, proto::rpc};
+    ///
+    /// let delay = prost_types::Duration { seconds: 1, nanos: 0 };
+    /// let info = rpc::RetryInfo { retry_delay: Some(delay) };
+    /// let status = rpc::Status {
+    ///     code: rpc::Code::ResourceExhausted.into(),
+    ///     message: "quota".to_owned(),
+    ///     details: vec![prost_types::Any::from_msg(&info)?],
+    /// };
+    /// emulator.fail_next(Method::Cancel, 1, status.into());
+    /// # Ok(())
     /// # }
     /// ```
     pub fn fail_next(&self, method: impl Into<Option<Method>>, calls: usize, status: Status) {
@@ -125,6 +164,7 @@ pub(super) struct Script {
     pub(super) on_cancel_of: BTreeMap<String, CancelBehavior>,
     pub(super) on_wait: WaitBehavior,
     delays: BTreeMap<Method, Duration>,
+    delay_fn: Option<DelayFn>,
     planned: Vec<Planned>,
     requirement: Option<Requirement>,
     unimplemented: BTreeSet<Method>,
@@ -137,6 +177,10 @@ impl Script {
 
     pub(super) fn delay(&self, method: Method) -> Duration {
         self.delays.get(&method).copied().unwrap_or_default()
+    }
+
+    pub(super) fn delay_fn(&self) -> Option<DelayFn> {
+        self.delay_fn.clone()
     }
 
     pub(super) fn requirement(&self) -> Option<Requirement> {
@@ -152,6 +196,8 @@ impl Script {
         Some(next.fault.clone())
     }
 }
+
+pub(super) type DelayFn = Arc<dyn Fn(&Call) -> Duration + Send + Sync>;
 
 pub(super) type Requirement = Arc<dyn Fn(&Call) -> Result<(), Status> + Send + Sync>;
 

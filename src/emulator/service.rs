@@ -2,7 +2,7 @@
 
 use std::{
     error::Error as _,
-    fmt,
+    fmt, future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -26,12 +26,12 @@ use crate::{
 ///
 /// See [`Emulator::service`](super::Emulator::service).
 #[derive(Clone)]
-pub struct Service {
+pub struct EmulatorService {
     shared: Arc<Shared>,
 }
 
 #[tonic::async_trait]
-impl Operations for Service {
+impl Operations for EmulatorService {
     async fn list_operations(
         &self,
         request: Request<ListOperationsRequest>,
@@ -79,7 +79,7 @@ impl Operations for Service {
     }
 }
 
-impl Service {
+impl EmulatorService {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
@@ -92,15 +92,37 @@ impl Service {
     ) -> Result<Response<T>, Status> {
         let call = Call::new(request);
         // Before the call is on record: a test may end the delay as soon as it sees the call.
-        let delay = lock(&self.shared.script).delay(call.method());
+        let delay = self.delay(&call);
         let recording = self.shared.record(call.clone());
         // In process the status itself arrives, and is the server's word there, too.
-        let answer = self.act(&call, work).await.map_err(spoken);
-        if delay > Duration::ZERO {
-            tokio::time::sleep(delay).await;
-        }
+        let answer = match delay {
+            Ok(delay) => {
+                let answer = self.act(&call, work).await;
+                match delay {
+                    Duration::ZERO => {}
+                    // Paused time would advance to the end of any sleep.
+                    Duration::MAX => future::pending().await,
+                    delay => tokio::time::sleep(delay).await,
+                }
+                answer
+            }
+            Err(panicked) => Err(panicked),
+        };
+        let answer = answer.map_err(spoken);
         recording.end(&answer);
         answer.map(Response::new)
+    }
+
+    fn delay(&self, call: &Call) -> Result<Duration, Status> {
+        let script = lock(&self.shared.script);
+        let (delay, delay_fn) = (script.delay(call.method()), script.delay_fn());
+        drop(script);
+        let Some(delay_fn) = delay_fn else {
+            return Ok(delay);
+        };
+        let more = catch_unwind(AssertUnwindSafe(|| delay_fn(call)));
+        let more = more.map_err(|_| Status::internal("the emulator's delay function panicked"))?;
+        Ok(delay.saturating_add(more))
     }
 
     async fn act<T>(
@@ -140,8 +162,8 @@ fn spoken(status: Status) -> Status {
     }
 }
 
-impl fmt::Debug for Service {
+impl fmt::Debug for EmulatorService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service").finish_non_exhaustive()
+        f.debug_struct("EmulatorService").finish_non_exhaustive()
     }
 }

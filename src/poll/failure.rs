@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use crate::{
     operation::Operation,
     proto::operation,
-    status::{Delivery, Origin, StatusExt as _, caused, local, retry, with_delivery},
+    status::{CallStatusExt as _, Delivery, Origin, caused, local, retry, with_delivery},
 };
 
 /// Whether it is the word of a server that knows no Wait. One in this very process counts, whose
@@ -63,11 +63,6 @@ pub(super) fn time_is_up(
     };
     let (code, text) = (failure.code_name(), failure.message());
     let message = format!("{message}; the last look failed: {code}: {text}");
-    caused(
-        Code::DeadlineExceeded,
-        message,
-        Origin::Client,
-        delivery,
-        failure,
-    )
+    let (code, origin) = (Code::DeadlineExceeded, Origin::Client);
+    caused(code, message, origin, delivery, failure)
 }

@@ -7,12 +7,12 @@ use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
 
 use super::failure::is_transient;
 use crate::{
-    client::{OperationsClient, Stack},
+    client::{GrpcStack, OperationsClient},
     operation::Operation,
     proto::{
         CancelOperationRequest, GetOperationRequest, WaitOperationRequest, duration, rpc::RetryInfo,
     },
-    status::{Delivery, StatusExt as _, local, with_delivery},
+    status::{CallStatusExt as _, Delivery, local, with_delivery},
 };
 
 /// The operation that is looked at, and what goes along with every call.
@@ -34,7 +34,7 @@ impl Target {
     }
 
     /// Asks for the operation's end.
-    pub(crate) async fn cancel<S: Stack + Sync>(
+    pub(crate) async fn cancel<S: GrpcStack + Sync>(
         &self,
         client: &OperationsClient<S>,
         within: Option<Duration>,
@@ -46,7 +46,7 @@ impl Target {
     }
 
     /// Looks once, by Get.
-    pub(crate) async fn get<S: Stack + Sync>(
+    pub(crate) async fn get<S: GrpcStack + Sync>(
         &self,
         client: &OperationsClient<S>,
         within: Option<Duration>,
@@ -57,7 +57,7 @@ impl Target {
         self.checked(client.get_operation(request).await?)
     }
 
-    async fn wait<S: Stack + Sync>(
+    async fn wait<S: GrpcStack + Sync>(
         &self,
         client: &OperationsClient<S>,
         slice: Duration,
@@ -128,7 +128,7 @@ pub(super) struct Seen {
     pub(super) next: (Instant, Duration),
 }
 
-impl<S: Stack + Sync> Look<S> {
+impl<S: GrpcStack + Sync> Look<S> {
     /// Looks, for as long as is left at most.
     pub(super) async fn run(self) -> Seen {
         let begun = Instant::now();

@@ -7,7 +7,7 @@ use crate::backoff::Backoff;
 /// How often a [`Poller`](super::Poller) looks at an operation, and for how long.
 ///
 /// The delay between looks starts at [`initial_delay`](Self::initial_delay), grows by
-/// [`multiplier`](Self::multiplier) up to [`maximum_delay`](Self::maximum_delay), and is made
+/// [`multiplier`](Self::multiplier) up to [`max_delay`](Self::max_delay), and is made
 /// shorter or longer by up to 20 % at random, from the first one on: pollers that start together
 /// do not go on in step.
 ///
@@ -37,7 +37,7 @@ impl PollPolicy {
 
     /// Sets what the delay grows to. Less than the initial delay counts as that. Default is 20 s.
     #[must_use]
-    pub const fn maximum_delay(mut self, delay: Duration) -> Self {
+    pub const fn max_delay(mut self, delay: Duration) -> Self {
         self.backoff.maximum = delay;
         self
     }
@@ -54,13 +54,15 @@ impl PollPolicy {
     /// than 60 s counts as 60 s, beyond which proxies cut calls off; zero looks with GetOperation
     /// alone. Default is 60 s.
     #[must_use]
-    pub const fn wait(mut self, slice: Duration) -> Self {
+    pub const fn wait_timeout(mut self, slice: Duration) -> Self {
         self.wait = slice;
         self
     }
 
-    /// Sets how long to look in all, from the first look on, pauses of the caller included.
-    /// Default is no limit.
+    /// Sets the total time to poll, which begins with the first poll and includes pauses of the caller.
+    ///
+    /// Defaults to no limit, and to 5 minutes for
+    /// [`cancel_and_wait`](crate::OperationsClient::cancel_and_wait). [`Duration::MAX`] means no limit.
     #[must_use]
     pub const fn total_timeout(mut self, timeout: Duration) -> Self {
         self.total_timeout = Some(timeout);
@@ -110,7 +112,7 @@ mod tests {
         for multiplier in [-1.0, 0.0, f64::NAN] {
             let policy = PollPolicy::default()
                 .initial_delay(Duration::ZERO)
-                .maximum_delay(Duration::ZERO)
+                .max_delay(Duration::ZERO)
                 .multiplier(multiplier);
             for earlier in [0, 1, 1_000] {
                 let delay = policy.backoff().delay(earlier, 0.0);
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_slice_is_60_seconds_at_most() {
-        let slice = |wait| PollPolicy::default().wait(wait).slice();
+        let slice = |wait| PollPolicy::default().wait_timeout(wait).slice();
         assert_eq!(slice(Duration::MAX), Some(Duration::from_secs(60)));
         assert_eq!(slice(Duration::from_secs(5)), Some(Duration::from_secs(5)));
         assert_eq!(slice(Duration::ZERO), None);

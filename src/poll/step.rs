@@ -14,13 +14,13 @@ use super::{
     look::{Look, Seen},
 };
 use crate::{
-    client::Stack,
+    client::GrpcStack,
     operation::Operation,
-    status::{Delivery, StatusExt as _},
+    status::{CallStatusExt as _, Delivery},
     task::Task,
 };
 
-impl<S: Stack + Sync> Poller<S> {
+impl<S: GrpcStack + Sync> Poller<S> {
     /// The next state of the operation; once it is done, that one again.
     pub(super) fn poll_state(
         &mut self,

@@ -11,7 +11,7 @@ use crate::deadline::Deadline;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
     /// The number of attempts before this one.
-    pub(crate) previous: u32,
+    pub(crate) previous: usize,
     pub(crate) begun: Instant,
     pub(crate) call_deadline: Option<Deadline>,
     /// That of the call, or that of the attempt if it is earlier.
@@ -34,7 +34,7 @@ impl Attempt {
     }
 
     /// Returns an attempt of the same call that begins at this instant.
-    pub(super) fn again(&self, previous: u32, begun: Instant, timeout: Option<Duration>) -> Self {
+    pub(super) fn again(&self, previous: usize, begun: Instant, timeout: Option<Duration>) -> Self {
         let mut attempt = Self {
             previous,
             begun,

@@ -13,11 +13,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    pub(crate) const fn new(max_tokens: u32, token_ratio: f64) -> Self {
+    pub(crate) const fn new(max_tokens: usize, token_ratio: f64) -> Self {
         let max = if max_tokens > 1_000 {
             1_000
         } else {
-            max_tokens
+            max_tokens as u32
         };
         let max = if max == 0 { THOUSAND } else { max * THOUSAND };
         // As in gRFC A6, decimal places beyond the third are ignored. The cast saturates, and turns
@@ -111,7 +111,7 @@ mod tests {
             ((0, 1.0), (1_000, 1_000)),
             ((1, 0.1), (1_000, 100)),
             ((1_001, 0.1), (1_000_000, 100)),
-            ((u32::MAX, 0.1), (1_000_000, 100)),
+            ((usize::MAX, 0.1), (1_000_000, 100)),
             ((10, 0.0), (10_000, 1)),
             ((10, -1.0), (10_000, 1)),
             ((10, f64::NAN), (10_000, 1)),

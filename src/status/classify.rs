@@ -148,7 +148,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::StatusExt as _;
+    use crate::CallStatusExt as _;
 
     fn classified(error: impl Into<Box<dyn Error + Send + Sync>>) -> (Code, Option<Origin>) {
         let status = classify(error.into());

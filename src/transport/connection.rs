@@ -507,10 +507,11 @@ impl Future for Connection {
 impl Drop for Connection {
     /// Runs before the fields are dropped, so before any call learns that its connection has gone.
     fn drop(&mut self) {
-        if self.http2.is_some()
-            && let Some(pool) = self.pool.upgrade()
-        {
-            trace::disconnected(&self.link.authority);
+        if self.http2.is_none() {
+            return;
+        }
+        trace::disconnected(&self.link.authority);
+        if let Some(pool) = self.pool.upgrade() {
             pool.dropped(&self.handle, self.load());
         }
     }

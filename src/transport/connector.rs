@@ -24,13 +24,15 @@ use super::{
     counted_io::{CountedIo, IoState},
     dial::{Dial, Io},
 };
-use crate::status::{Delivery, Origin, caused, classify};
+use crate::status::{Delivery, Origin, classify, reworded};
 
 /// Opens connections to one server.
 pub(crate) struct Connector {
     pub(crate) uri: Uri,
     pub(crate) authority: Authority,
     pub(crate) dial: Dial,
+    #[cfg(feature = "proxy")]
+    pub(crate) proxy: Option<Authority>,
     #[cfg(feature = "_tls")]
     pub(crate) tls: Option<Tls>,
     /// For everything up to the server's SETTINGS.
@@ -69,15 +71,19 @@ impl Connector {
         };
         opened.map_err(|error| {
             let cause = classify(error);
-            let message = format!("cannot connect to {}: {}", self.authority, cause.message());
-            caused(
-                Code::Unavailable,
-                message,
-                Origin::Transport,
-                Delivery::NotSent,
-                cause,
-            )
+            let message = format!("cannot connect to {}: {}", self.target(), cause.message());
+            let (origin, delivery) = (Origin::Transport, Delivery::NotSent);
+            reworded(&cause, Code::Unavailable, message, origin, delivery)
         })
+    }
+
+    /// Returns the address of the server, and the proxy, for messages.
+    fn target(&self) -> String {
+        #[cfg(feature = "proxy")]
+        if let Some(proxy) = &self.proxy {
+            return format!("{} through proxy {proxy}", self.authority);
+        }
+        self.authority.to_string()
     }
 
     async fn open_lasting(&self) -> Result<Opened, BoxError> {

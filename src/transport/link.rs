@@ -12,7 +12,7 @@ use http::uri::Authority;
 use tonic::{Code, Status};
 
 use super::{budget::Budget, counted_io::IoState};
-use crate::status::{Delivery, Origin, caused, classify, with_retry};
+use crate::status::{Delivery, Origin, classify, reworded, with_retry};
 
 /// The part of a connection's state that its exchanges and the readers of its responses need.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Link {
             None => (cause.code(), cause.message()),
         };
         let message = format!("{}: {message}", self.authority);
-        let status = caused(code, message, Origin::Transport, delivery, cause);
+        let status = reworded(&cause, code, message, Origin::Transport, delivery);
         if delivery == Delivery::Answered {
             // A call is not retried once Response-Headers have arrived.
             with_retry(status, false)

@@ -9,9 +9,11 @@ async fn when_time_is_up_the_last_state_seen_is_given() {
     let progress = cancelled_in_its_own_words();
     emulator.set_metadata(NAME, &progress).expect("it runs");
     for wait in [Duration::ZERO, Duration::from_millis(50)] {
-        let policy = brisk().wait(wait).total_timeout(Duration::from_secs(1));
+        let policy = brisk()
+            .wait_timeout(wait)
+            .total_timeout(Duration::from_secs(1));
         let outcome = client(&emulator).cancel_and_wait(NAME, policy).await;
-        let Ok(CancelOutcome::StillRunning(state)) = outcome else {
+        let Ok(CancelOutcome::Running(state)) = outcome else {
             panic!("it still runs: {outcome:?}");
         };
         assert_eq!(
@@ -54,4 +56,25 @@ async fn the_limit_covers_the_cancel_call_too() {
     // the channel's, that was first.
     assert!(!methods(&emulator).contains(&Method::Wait));
     assert!(!methods(&emulator).contains(&Method::Get));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_limit_it_ends_after_5_minutes() {
+    let emulator = Emulator::in_process().expect("a runtime");
+    emulator.start_operation(NAME).expect("a new name");
+    emulator.on_cancel(CancelBehavior::Ignore);
+    let client = OperationsClient::new(emulator.service());
+    let begin = tokio::time::Instant::now();
+    let outcome = client.cancel_and_wait(NAME, PollPolicy::default()).await;
+    let Ok(CancelOutcome::Running(_)) = outcome else {
+        panic!("it still runs: {outcome:?}");
+    };
+    let minutes = begin.elapsed().as_secs_f64() / 60.0;
+    assert!((5.0..5.2).contains(&minutes), "{minutes}");
+
+    let policy = PollPolicy::default().total_timeout(Duration::MAX);
+    let endless = client.cancel_and_wait(NAME, policy);
+    let day = Duration::from_secs(24 * 3600);
+    let cut = tokio::time::timeout(day, endless).await;
+    cut.expect_err("it has no end");
 }

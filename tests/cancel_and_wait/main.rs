@@ -8,7 +8,7 @@ mod refusals;
 use std::{future::ready, time::Duration};
 
 use longrunning::{
-    CancelOutcome, OperationsClient, Origin, Outcome, PollPolicy, StatusExt as _,
+    CallStatusExt as _, CancelOutcome, OperationsClient, Origin, Outcome, PollPolicy,
     emulator::{CallOutcome, CancelBehavior, Emulator, Method},
     proto::{CancelOperationRequest, OperationInfo, rpc},
 };
@@ -34,7 +34,7 @@ fn client(emulator: &Emulator) -> OperationsClient<Channel> {
 fn brisk() -> PollPolicy {
     PollPolicy::default()
         .initial_delay(Duration::from_millis(1))
-        .maximum_delay(Duration::from_millis(20))
+        .max_delay(Duration::from_millis(20))
 }
 
 async fn outcome(emulator: &Emulator) -> CancelOutcome {
@@ -101,7 +101,7 @@ async fn an_operation_that_completes_all_the_same_is_completed() {
     let emulator = emulator().await;
     let response = rpc::RequestInfo::default();
     emulator.on_cancel(CancelBehavior::complete(&response));
-    let CancelOutcome::Completed(state) = outcome(&emulator).await else {
+    let CancelOutcome::Succeeded(state) = outcome(&emulator).await else {
         panic!("it completed");
     };
     assert_eq!(
@@ -122,7 +122,7 @@ async fn an_operation_that_ignores_the_request_is_watched_until_it_ends_by_itsel
         .expect("it runs");
     let outcome = outcome(&emulator).await;
     assert!(
-        matches!(outcome, CancelOutcome::Completed(_)),
+        matches!(outcome, CancelOutcome::Succeeded(_)),
         "{outcome:?}"
     );
 }
@@ -135,7 +135,7 @@ async fn an_operation_that_was_done_before_is_what_it_was() {
         .expect("it runs");
     let outcome = outcome(&emulator).await;
     assert!(
-        matches!(outcome, CancelOutcome::Completed(_)),
+        matches!(outcome, CancelOutcome::Succeeded(_)),
         "{outcome:?}"
     );
 }
@@ -147,7 +147,7 @@ async fn an_unknown_name_whose_cancel_is_taken_all_the_same_is_gone() {
     });
     let outcome = server.client().cancel_and_wait(NAME, brisk()).await;
     let outcome = outcome.expect("an outcome");
-    assert!(matches!(outcome, CancelOutcome::Gone), "{outcome:?}");
+    assert!(matches!(outcome, CancelOutcome::NotFound), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn an_operation_that_its_cancel_deletes_is_gone() {
     let emulator = emulator().await;
     emulator.on_cancel(CancelBehavior::Delete);
     let outcome = outcome(&emulator).await;
-    assert!(matches!(outcome, CancelOutcome::Gone), "{outcome:?}");
+    assert!(matches!(outcome, CancelOutcome::NotFound), "{outcome:?}");
     assert_eq!(outcome.operation(), None);
 }
 
@@ -205,7 +205,7 @@ async fn an_operation_that_fails_is_failed() {
 async fn a_cancellation_told_within_the_response_shows_as_that_response() {
     let emulator = emulator().await;
     emulator.on_cancel(CancelBehavior::complete(&cancelled_in_its_own_words()));
-    let CancelOutcome::Completed(state) = outcome(&emulator).await else {
+    let CancelOutcome::Succeeded(state) = outcome(&emulator).await else {
         panic!("the server set a response");
     };
     let response: OperationInfo = state.into_response().expect("it is one");

@@ -135,7 +135,7 @@ async fn a_retry_may_be_refused_for_what_its_first_attempt_is_stopping() {
         }
     });
     let retry = RetryPolicy::default().initial_backoff(Duration::from_millis(1));
-    let client = client(&emulator).with_retry(retry);
+    let client = client(&emulator).retry(retry);
     let status = client.cancel_and_wait(NAME, brisk()).await;
     let status = status.expect_err("refused, and not done yet");
     assert_eq!(status.code(), Code::FailedPrecondition);

@@ -8,7 +8,7 @@ over_each_stack! {
     a_timeout_of_zero_sends_nothing
 }
 
-async fn a_time_before_all_times_is_no_panic<S: Stack + Sync>(client: Connect<S>) {
+async fn a_time_before_all_times_is_no_panic<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let timeout = Some(ProtoDuration {
         seconds: i64::MIN,
@@ -37,11 +37,11 @@ async fn a_time_before_all_times_is_no_panic<S: Stack + Sync>(client: Connect<S>
         details,
     };
     emulator.fail_next(Method::Get, 1, status.into());
-    let client = client(&emulator).with_retry(RetryPolicy::default());
+    let client = client(&emulator).retry(RetryPolicy::default());
     client.get_operation(NAME).await.expect("a second attempt");
 }
 
-async fn a_malformed_timeout_is_refused_by_name<S: Stack + Sync>(client: Connect<S>) {
+async fn a_malformed_timeout_is_refused_by_name<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request
@@ -65,7 +65,7 @@ async fn a_late_answer_is_deadline_exceeded_on_the_callers_own_channel() {
     let by_request = over_a_channel(&emulator);
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     request.set_timeout(Duration::from_millis(50));
-    let by_client = over_a_channel(&emulator).with_timeout(Duration::from_millis(50));
+    let by_client = over_a_channel(&emulator).timeout(Duration::from_millis(50));
     let endpoint = Endpoint::from_shared(emulator.endpoint()).expect("a URL");
     let by_channel =
         OperationsClient::new(endpoint.timeout(Duration::from_millis(50)).connect_lazy());
@@ -85,9 +85,9 @@ async fn a_late_answer_is_deadline_exceeded_on_the_callers_own_channel() {
     }
 }
 
-async fn a_timeout_of_zero_sends_nothing<S: Stack + Sync>(client: Connect<S>) {
+async fn a_timeout_of_zero_sends_nothing<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
-    let client = client(&emulator).with_timeout(Duration::ZERO);
+    let client = client(&emulator).timeout(Duration::ZERO);
     let status = client.cancel_operation(NAME).await.expect_err("no time");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(
@@ -104,7 +104,7 @@ async fn a_call_that_waited_for_a_stream_tells_what_is_left() {
     emulator.start_operation(NAME).expect("a new name");
     emulator.delay(Method::Get, Duration::from_secs(1));
     let client = OperationsClient::builder(emulator.endpoint())
-        .max_connections(std::num::NonZeroUsize::MIN)
+        .max_connections(1)
         .connect()
         .await
         .expect("it is there");

@@ -16,7 +16,7 @@ over_each_stack! {
     the_header_size_limit_can_be_set
 }
 
-async fn an_empty_parent_is_sent_as_it_is<S: Stack + Sync>(client: Connect<S>) {
+async fn an_empty_parent_is_sent_as_it_is<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let page = client(&emulator)
         .list_operations("")
@@ -30,7 +30,7 @@ async fn an_empty_parent_is_sent_as_it_is<S: Stack + Sync>(client: Connect<S>) {
     );
 }
 
-async fn every_call_carries_the_headers_and_those_of_its_caller<S: Stack + Sync>(
+async fn every_call_carries_the_headers_and_those_of_its_caller<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -78,7 +78,7 @@ async fn every_call_carries_the_headers_and_those_of_its_caller<S: Stack + Sync>
     );
 }
 
-async fn a_wait_has_no_http_rule_and_so_no_routing_header<S: Stack + Sync>(client: Connect<S>) {
+async fn a_wait_has_no_http_rule_and_so_no_routing_header<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     emulator.complete(NAME, &()).expect("it runs");
     client(&emulator).wait_operation(NAME).await.expect("done");
@@ -89,7 +89,7 @@ async fn a_wait_has_no_http_rule_and_so_no_routing_header<S: Stack + Sync>(clien
     );
 }
 
-async fn a_callers_own_header_wins<S: Stack + Sync>(client: Connect<S>) {
+async fn a_callers_own_header_wins<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let mut request: Request<CancelOperationRequest> = NAME.into_request();
     for key in ["x-goog-request-params", "x-goog-api-client"] {
@@ -112,7 +112,7 @@ async fn a_callers_own_header_wins<S: Stack + Sync>(client: Connect<S>) {
     }
 }
 
-async fn headers_that_servers_would_refuse_are_rejected_by_the_client<S: Stack + Sync>(
+async fn headers_that_servers_would_refuse_are_rejected_by_the_client<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -139,13 +139,13 @@ async fn headers_that_servers_would_refuse_are_rejected_by_the_client<S: Stack +
     assert_eq!(emulator.calls().len(), 0);
 }
 
-async fn the_error_for_rejected_headers_does_not_contain_their_values<S: Stack + Sync>(
+async fn the_error_for_rejected_headers_does_not_contain_their_values<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
     let token = format!("PLANTED-SECRET{}", "a".repeat(8_192));
     let auth = Credentials::bearer_token(token).interceptor().await;
-    let client = client(&emulator).with_credentials(auth.expect("it is fixed"));
+    let client = client(&emulator).auth(auth.expect("it is fixed"));
     let status = client.cancel_operation(NAME).await.expect_err("refused");
     assert_eq!(status.code(), Code::InvalidArgument);
     let text = format!("{status:?}");
@@ -156,7 +156,9 @@ async fn the_error_for_rejected_headers_does_not_contain_their_values<S: Stack +
     assert!(!text.contains("PLANTED-SECRET"), "{text}");
 }
 
-async fn many_small_headers_are_as_much_as_a_few_large_ones<S: Stack + Sync>(client: Connect<S>) {
+async fn many_small_headers_are_as_much_as_a_few_large_ones<S: GrpcStack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let neighbour = client.wait_operation(NAME);
@@ -193,7 +195,7 @@ async fn many_small_headers_are_as_much_as_a_few_large_ones<S: Stack + Sync>(cli
 }
 
 async fn a_name_that_is_too_long_for_a_header_is_rejected_with_an_error_that_names_it<
-    S: Stack + Sync,
+    S: GrpcStack + Sync,
 >(
     client: Connect<S>,
 ) {
@@ -218,7 +220,7 @@ async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Ou
     }
 }
 
-async fn the_header_size_limit_can_be_set<S: Stack + Sync>(client: Connect<S>) {
+async fn the_header_size_limit_can_be_set<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let name = "a".repeat(6_000);
     emulator.start_operation(&name).expect("a new name");
@@ -231,7 +233,7 @@ async fn the_header_size_limit_can_be_set<S: Stack + Sync>(client: Connect<S>) {
     let client = client(&emulator);
     let status = client.cancel_operation(request()).await;
     assert_eq!(status.expect_err("8 KiB").code(), Code::InvalidArgument);
-    let client = client.with_max_header_list_size(15 << 10);
+    let client = client.max_header_list_size(15 << 10);
     client
         .cancel_operation(request())
         .await

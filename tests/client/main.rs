@@ -26,7 +26,7 @@ mod stacks;
 use std::time::Duration;
 
 use longrunning::{
-    Operation, OperationsClient, Origin, RetryPolicy, Stack, StatusExt as _,
+    CallStatusExt as _, GrpcStack, Operation, OperationsClient, Origin, RetryPolicy,
     emulator::{CallOutcome, CallRequest, CancelBehavior, Emulator, Method},
     proto::{self, CancelOperationRequest, WaitOperationRequest, operation::Result as End, rpc},
 };

@@ -14,7 +14,9 @@ over_each_stack! {
     answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_set
 }
 
-async fn a_cancelled_operation_stays_and_is_done_with_code_1<S: Stack + Sync>(client: Connect<S>) {
+async fn a_cancelled_operation_stays_and_is_done_with_code_1<S: GrpcStack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     client.cancel_operation(NAME).await.expect("accepted");
@@ -30,7 +32,7 @@ async fn a_cancelled_operation_stays_and_is_done_with_code_1<S: Stack + Sync>(cl
         .expect("a second time is no error");
 }
 
-async fn every_rpc_does_its_work<S: Stack + Sync>(client: Connect<S>) {
+async fn every_rpc_does_its_work<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
 
@@ -84,7 +86,7 @@ async fn every_rpc_does_its_work<S: Stack + Sync>(client: Connect<S>) {
     assert!(status.message().contains(NAME), "{status}");
 }
 
-async fn each_error_code_arrives_unchanged_with_its_message_and_its_details<S: Stack + Sync>(
+async fn each_error_code_arrives_unchanged_with_its_message_and_its_details<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -123,7 +125,7 @@ async fn each_error_code_arrives_unchanged_with_its_message_and_its_details<S: S
     assert!(!emulator.operation(NAME).expect("known").done);
 }
 
-async fn a_server_without_the_method_is_unimplemented<S: Stack + Sync>(client: Connect<S>) {
+async fn a_server_without_the_method_is_unimplemented<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     emulator.unimplement(Method::Cancel);
     let status = client(&emulator)
@@ -136,7 +138,7 @@ async fn a_server_without_the_method_is_unimplemented<S: Stack + Sync>(client: C
     );
 }
 
-async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
+async fn a_name_comes_in_every_form<S: GrpcStack + Sync>(client: Connect<S>) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let name = NAME.to_owned();
@@ -178,7 +180,7 @@ async fn a_name_comes_in_every_form<S: Stack + Sync>(client: Connect<S>) {
     assert_eq!(emulator.calls().len(), 14);
 }
 
-async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: Stack + Sync>(
+async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -205,7 +207,7 @@ async fn a_name_that_cannot_be_meant_is_refused_and_nothing_is_sent<S: Stack + S
 }
 
 async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_set<
-    S: Stack + Sync,
+    S: GrpcStack + Sync,
 >(
     client: Connect<S>,
 ) {
@@ -224,7 +226,7 @@ async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_se
         (status.code(), status.origin()),
         (Code::ResourceExhausted, Some(Origin::Client))
     );
-    let roomy = client.clone().with_max_decoding_message_size(6 << 20);
+    let roomy = client.clone().max_decoding_message_size(6 << 20);
     let operation = roomy.get_operation(NAME).await.expect("room enough");
     assert_eq!(
         operation
@@ -232,7 +234,28 @@ async fn answers_beyond_the_limit_are_resource_exhausted_and_the_limit_can_be_se
             .expect("it is"),
         text
     );
-    let tight = client.with_max_decoding_message_size(10);
+    let tight = client.max_decoding_message_size(10);
     let status = tight.list_operations(PARENT).await.expect_err("no room");
     assert_eq!(status.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn the_builder_sets_limits_as_the_client_does() {
+    let emulator = emulator().await;
+    let builder = || OperationsClient::builder(emulator.endpoint());
+    let client = builder().max_decoding_message_size(10).connect_lazy();
+    let client = client.expect("a client");
+    let status = client.get_operation(NAME).await.expect_err("no room");
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(emulator.calls().len(), 1);
+    let client = builder().max_encoding_message_size(10).connect_lazy();
+    let client = client.expect("a client");
+    let status = client.get_operation(NAME).await.expect_err("no room");
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(emulator.calls().len(), 1);
+    let client = builder().max_concurrent_waits(0).connect_lazy();
+    let mut poller = client.expect("a client").poller(NAME);
+    emulator.complete(NAME, &()).expect("it runs");
+    poller.until_done().await.expect("it is done");
+    assert_eq!(emulator.calls_of(Method::Wait).len(), 0);
 }

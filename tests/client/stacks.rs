@@ -1,7 +1,17 @@
 //! Any stack, and many calls at once.
 
+use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use http_body_util::BodyExt as _;
-use longrunning::proto::operations_client::OperationsClient as AnyClient;
+use longrunning::{
+    BoxGrpcStack, Delivery, PollPolicy,
+    proto::{GetOperationRequest, operations_client::OperationsClient as AnyClient},
+};
+use tonic::body::Body;
+use tower::{
+    BoxError,
+    filter::{AsyncFilter, AsyncPredicate},
+};
 
 use super::*;
 
@@ -10,7 +20,7 @@ over_each_stack! {
     a_thousand_calls_at_once_on_one_client_all_succeed
 }
 
-async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind<S: Stack + Sync>(
+async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind<S: GrpcStack + Sync>(
     client: Connect<S>,
 ) {
     let emulator = emulator().await;
@@ -40,7 +50,9 @@ async fn a_dropped_future_resets_the_call_and_leaves_nothing_behind<S: Stack + S
         .await;
 }
 
-async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: Stack + Sync>(client: Connect<S>) {
+async fn a_thousand_calls_at_once_on_one_client_all_succeed<S: GrpcStack + Sync>(
+    client: Connect<S>,
+) {
     let emulator = emulator().await;
     let client = client(&emulator);
     let calls: Vec<_> = (0..1000)
@@ -143,7 +155,7 @@ async fn any_stack_will_do() {
 async fn in_process_a_call_is_retried_as_it_is_over_a_socket() {
     let emulator = emulator().await;
     emulator.fail_next(Method::Get, 2, Status::unavailable("later"));
-    let client = OperationsClient::new(emulator.service()).with_retry(RetryPolicy::default());
+    let client = OperationsClient::new(emulator.service()).retry(RetryPolicy::default());
     client.get_operation(NAME).await.expect("a third attempt");
     assert_eq!(emulator.calls().len(), 3);
 }
@@ -176,4 +188,100 @@ async fn a_finished_client_takes_layers_and_lends_its_stack() {
     let request = proto::GetOperationRequest { name: NAME.into() };
     stub.get_operation(request).await.expect("an answer");
     assert_eq!(emulator.accepted_connections(), 1);
+}
+
+/// Adds a token, as the channel of `gcloud-gax` does.
+#[derive(Clone)]
+struct AddToken(Result<&'static str, Status>);
+
+impl AsyncPredicate<http::Request<Body>> for AddToken {
+    type Future = BoxFuture<'static, Result<Self::Request, BoxError>>;
+    type Request = http::Request<Body>;
+
+    fn check(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let token = self.0.clone();
+        Box::pin(async move {
+            let token = HeaderValue::from_static(token?);
+            request.headers_mut().insert("authorization", token);
+            Ok(request)
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_channel_under_an_async_filter_is_a_stack() {
+    let emulator = emulator().await;
+    let stack = AsyncFilter::new(channel(&emulator), AddToken(Ok("Bearer token")));
+    let client = OperationsClient::new(stack).retry(RetryPolicy::default());
+    emulator.fail_next(None, 1, Status::unavailable("down"));
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("the second attempt");
+    let calls = emulator.calls();
+    assert_eq!(calls.len(), 2);
+    assert!(
+        calls
+            .iter()
+            .all(|call| call.metadata().get("authorization").is_some())
+    );
+
+    let refusal = Status::unauthenticated("no token");
+    let stack = AsyncFilter::new(channel(&emulator), AddToken(Err(refusal)));
+    let client = OperationsClient::new(stack);
+    let status = client.cancel_operation(NAME).await.expect_err("no token");
+    let expected = (Code::Unauthenticated, "no token", Some(Origin::Client));
+    assert_eq!((status.code(), status.message(), status.origin()), expected);
+}
+
+/// A struct whose client is over the default transport with layers, or over an emulator in process.
+#[derive(Clone)]
+struct Jobs {
+    operations: OperationsClient<BoxGrpcStack>,
+}
+
+#[tokio::test]
+async fn boxed_clients_have_one_type_and_their_futures_can_be_spawned() {
+    let emulator = emulator().await;
+    let client = over_its_own_stack(&emulator).map_stack(|stack| {
+        let layers = ServiceBuilder::new().timeout(Duration::from_millis(300));
+        layers.concurrency_limit(2).service(stack)
+    });
+    let layered = client.boxed();
+    let in_process = OperationsClient::new(emulator.service()).boxed();
+    for operations in [layered.clone(), in_process] {
+        let jobs = Jobs { operations };
+        let spawned = tokio::spawn({
+            let jobs = jobs.clone();
+            async move {
+                jobs.operations.get_operation(NAME).await?;
+                jobs.operations.list_operations(PARENT).await?;
+                let policy = PollPolicy::default();
+                jobs.operations.cancel_and_wait(NAME, policy).await
+            }
+        });
+        spawned.await.expect("no panic").expect("it is there");
+        let mut other = AnyClient::new(jobs.operations.stack().clone());
+        let request = GetOperationRequest { name: NAME.into() };
+        let call = tokio::spawn(async move { other.get_operation(request).await });
+        call.await.expect("no panic").expect("it is there");
+    }
+
+    // The codes and origins are those of the client without a box.
+    emulator.delay(Method::Get, Duration::MAX);
+    let status = layered.get_operation(NAME).await.expect_err("too late");
+    assert_eq!(
+        (status.code(), status.origin()),
+        (Code::DeadlineExceeded, Some(Origin::Client))
+    );
+    emulator.stop().await;
+    let status = layered.get_operation(NAME).await.expect_err("refused");
+    assert_eq!(
+        (status.code(), status.origin(), status.delivery()),
+        (
+            Code::Unavailable,
+            Some(Origin::Transport),
+            Some(Delivery::NotSent)
+        )
+    );
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use longrunning::{
-    emulator::{CallOutcome, CallRequest, Emulator, Method},
-    proto::{ListOperationsRequest, operations_client::OperationsClient},
+    emulator::{Call, CallOutcome, CallRequest, Emulator, Method},
+    proto::{GetOperationRequest, ListOperationsRequest, operations_client::OperationsClient},
 };
-use tonic::{Code, Request};
+use tokio::time::Instant;
+use tonic::{Code, IntoRequest as _, Request};
 
 use crate::{NAME, client, emulator};
 
@@ -41,7 +42,7 @@ async fn every_call_is_on_record_with_metadata_request_and_timeout() {
     assert_eq!(calls[1].timeout(), None);
     assert_eq!(calls[1].outcome(), CallOutcome::Answered(Code::NotFound));
     assert_eq!(emulator.calls_of(Method::Get).len(), 1);
-    emulator.forget_calls();
+    emulator.clear_calls();
     assert!(emulator.calls().is_empty());
 }
 
@@ -79,7 +80,7 @@ async fn a_broken_connection_abandons_its_calls() {
     emulator
         .wait_until(|emulator| emulator.in_flight() == 3)
         .await;
-    emulator.cut_connections();
+    emulator.abort_connections();
     for wait in waits {
         wait.await.expect("no panic").expect_err("it is cut off");
     }
@@ -102,7 +103,7 @@ async fn calls_in_flight_are_counted_though_the_record_is_forgotten() {
     emulator
         .wait_until(|emulator| emulator.in_flight() == 1)
         .await;
-    emulator.forget_calls();
+    emulator.clear_calls();
     assert_eq!(emulator.in_flight(), 1);
     client.get_operation(NAME).await.expect("it is there");
     emulator.complete(NAME, &()).expect("it runs");
@@ -186,4 +187,50 @@ async fn a_limit_on_streams_holds_calls_back() {
         call.await.expect("no panic").expect("it has its turn");
     }
     assert!(emulator.peak_in_flight() <= 2);
+}
+
+#[tokio::test]
+async fn a_recorded_call_has_a_time_and_a_connection() {
+    let (emulator, mut first) = emulator().await;
+    let mut second = client(&emulator).await;
+    let begin = Instant::now();
+    first.get_operation(NAME).await.expect("it is there");
+    let between = Instant::now();
+    second.get_operation(NAME).await.expect("it is there");
+    first.get_operation(NAME).await.expect("it is there");
+    let calls = emulator.calls();
+    let connections: Vec<_> = calls.iter().map(Call::connection).collect();
+    assert_eq!(connections, [Some(0), Some(1), Some(0)]);
+    assert!((begin..between).contains(&calls[0].received_at()));
+    assert!(calls[1].received_at() >= between);
+}
+
+#[tokio::test]
+async fn the_debug_output_of_a_recorded_call_redacts_credentials() {
+    let (emulator, mut client) = emulator().await;
+    let mut request: Request<GetOperationRequest> = NAME.into_request();
+    for name in [
+        "authorization",
+        "cookie",
+        "proxy-authorization",
+        "x-api-key",
+        "x-goog-api-key",
+        "x-goog-iam-authorization-token",
+        "x-goog-iap-jwt-assertion",
+        "x-serverless-authorization",
+    ] {
+        request
+            .metadata_mut()
+            .insert(name, "secret".parse().expect("ASCII"));
+    }
+    request
+        .metadata_mut()
+        .insert("x-other", "shown".parse().expect("ASCII"));
+    client.get_operation(request).await.expect("it is there");
+    let call = &emulator.calls()[0];
+    let text = format!("{call:?} {call:#?}");
+    assert!(!text.contains("secret"), "{text}");
+    assert!(text.contains("shown") && text.contains(NAME), "{text}");
+    let value = call.metadata().get("authorization");
+    assert_eq!(value.expect("it is recorded"), "secret");
 }

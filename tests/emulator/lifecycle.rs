@@ -1,15 +1,18 @@
 //! How an emulator starts and what is left when it ends.
 
-use std::{net::TcpListener, time::Duration};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
-use longrunning::{emulator::Emulator, proto::operations_client::OperationsClient};
-use tokio::runtime::Handle;
+use longrunning::{
+    emulator::{Call, Emulator, Method},
+    proto::{GetOperationRequest, operations_client::OperationsClient},
+};
+use tokio::{net::TcpStream, runtime::Handle};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
 };
 
-use crate::NAME;
+use crate::{NAME, client};
 
 /// Leaves an emulator with an open connection, a call in flight and an end to come.
 async fn busy() -> (Emulator, tokio::task::JoinHandle<Code>) {
@@ -116,7 +119,7 @@ async fn a_drained_connection_answers_what_it_has_and_gives_way_to_another() {
 #[tokio::test]
 async fn a_cut_is_not_lost_when_a_drain_follows_at_once() {
     let (emulator, call) = busy().await;
-    emulator.cut_connections();
+    emulator.abort_connections();
     emulator.drain_connections();
     let cut = tokio::time::timeout(Duration::from_secs(10), call).await;
     cut.expect("it is cut off").expect("no panic");
@@ -132,4 +135,140 @@ async fn emulators_know_nothing_of_each_other() {
     one.start_operation(NAME).expect("it is the first");
     assert_ne!(one.port(), two.port());
     assert_eq!(two.operation(NAME), None);
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_operations_the_calls_and_the_settings() {
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator.start_operation(NAME).expect("it is the first");
+    emulator
+        .complete_after(NAME, &(), Duration::from_millis(200))
+        .expect("it runs");
+    emulator.unimplement(Method::Wait);
+    client(&emulator)
+        .await
+        .get_operation(request())
+        .await
+        .expect("it runs");
+    emulator.restart().await.expect("the port is free");
+    assert_eq!(emulator.open_connections(), 0);
+    let mut client = client(&emulator).await;
+    let status = client
+        .wait_operation(NAME)
+        .await
+        .expect_err("unimplemented");
+    assert_eq!(status.code(), Code::Unimplemented);
+    emulator
+        .wait_until(|emulator| {
+            emulator
+                .operation(NAME)
+                .is_some_and(|operation| operation.done)
+        })
+        .await;
+    assert_eq!(emulator.calls().len(), 2);
+    let connections: Vec<_> = emulator.calls().iter().map(Call::connection).collect();
+    assert_eq!(connections, [Some(0), Some(1)]);
+}
+
+#[tokio::test]
+async fn a_stopped_emulator_refuses_connections_until_it_is_restarted() {
+    let (emulator, call) = busy().await;
+    emulator.stop().await;
+    call.await.expect("no panic"); // it has ended
+    let refused = TcpStream::connect(("127.0.0.1", emulator.port())).await;
+    assert_eq!(
+        refused.expect_err("closed").kind(),
+        io::ErrorKind::ConnectionRefused
+    );
+    emulator.stop().await; // has no further effect
+    let taken = TcpListener::bind(("127.0.0.1", emulator.port())).expect("the port is free");
+    let status = emulator.restart().await.expect_err("the port is taken");
+    assert_eq!(status.code(), Code::Unavailable);
+    drop(taken);
+    emulator.restart().await.expect("the port is free");
+    client(&emulator)
+        .await
+        .get_operation(request())
+        .await
+        .expect("it still runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_and_stops_at_the_same_time_do_not_disturb_each_other() {
+    let emulator = Arc::new(Emulator::start().await.expect("a free port"));
+    for _ in 0..200 {
+        let restart = || {
+            let emulator = Arc::clone(&emulator);
+            tokio::spawn(async move { emulator.restart().await })
+        };
+        let (one, two) = (restart(), restart());
+        one.await.expect("no panic").expect("the port is free");
+        two.await.expect("no panic").expect("the port is free");
+        let connected = TcpStream::connect(("127.0.0.1", emulator.port())).await;
+        connected.expect("it serves");
+        let stop = {
+            let emulator = Arc::clone(&emulator);
+            tokio::spawn(async move { emulator.stop().await })
+        };
+        restart()
+            .await
+            .expect("no panic")
+            .expect("the port is free");
+        stop.await.expect("no panic");
+    }
+    emulator.stop().await;
+    TcpListener::bind(("127.0.0.1", emulator.port())).expect("the port is free");
+}
+
+/// A server belongs to the runtime of its emulator, whoever restarts it.
+#[test]
+fn an_emulator_can_be_restarted_from_another_runtime_or_from_none() {
+    let home = tokio::runtime::Runtime::new().expect("a runtime");
+    let emulator = home.block_on(Emulator::start()).expect("a free port");
+    emulator.start_operation(NAME).expect("it is the first");
+    let serves = || {
+        let call = async {
+            let mut client = client(&emulator).await;
+            client.get_operation(request()).await
+        };
+        home.block_on(call).expect("it serves");
+    };
+    let other = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    other
+        .block_on(emulator.restart())
+        .expect("the port is free");
+    serves();
+    drop(other);
+    serves();
+    futures_executor::block_on(emulator.restart()).expect("the port is free");
+    serves();
+    drop(home);
+    let status = futures_executor::block_on(emulator.restart()).expect_err("no runtime");
+    assert_eq!(status.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_emulator_in_process_has_no_socket() {
+    let emulator = Emulator::in_process().expect("a runtime");
+    emulator.start_operation(NAME).expect("it is the first");
+    let client = longrunning::OperationsClient::new(emulator.service());
+    client.cancel_operation(NAME).await.expect("it runs");
+    assert_eq!(emulator.calls()[0].connection(), None);
+    assert_eq!((emulator.port(), emulator.accepted_connections()), (0, 0));
+    let status = longrunning::OperationsClient::builder(emulator.endpoint()).connect_lazy();
+    assert_eq!(status.expect_err("port 0").code(), Code::InvalidArgument);
+    let status = emulator.restart().await.expect_err("no port");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    emulator.drain_connections();
+    emulator.abort_connections();
+    emulator.shutdown().await;
+}
+
+fn request() -> GetOperationRequest {
+    GetOperationRequest {
+        name: NAME.to_owned(),
+    }
 }

@@ -307,3 +307,81 @@ async fn answer_to_timeout(emulator: &Emulator, timeout: &str) -> Code {
     driver.abort();
     Code::from_bytes(trailers["grpc-status"].as_bytes())
 }
+
+#[tokio::test]
+async fn a_delay_function_sets_the_delay_of_each_call() {
+    let (emulator, mut client) = emulator().await;
+    emulator.delay_with(|call| match call.method() {
+        Method::Get => Duration::MAX,
+        _ => Duration::ZERO,
+    });
+    let mut request: Request<GetOperationRequest> = NAME.into_request();
+    request.set_timeout(Duration::from_millis(50));
+    client
+        .get_operation(request)
+        .await
+        .expect_err("no response");
+    client
+        .cancel_operation(NAME)
+        .await
+        .expect("it is not delayed");
+    emulator.delay_with(|_| Duration::ZERO);
+    client.get_operation(NAME).await.expect("it is not delayed");
+}
+
+#[tokio::test]
+async fn a_delay_function_that_panics_is_an_internal_error() {
+    let (emulator, mut client) = emulator().await;
+    emulator.delay_with(|_| panic!("a bug in the test"));
+    let answer = client.get_operation(NAME).await;
+    assert_fails(
+        answer,
+        Code::Internal,
+        "the emulator's delay function panicked",
+    );
+    assert_eq!(emulator.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_delay_of_a_function_is_added_to_the_delay_of_the_method() {
+    let (emulator, mut client) = emulator().await;
+    emulator.delay(Method::Get, Duration::from_millis(60));
+    emulator.delay_with(|_| Duration::from_millis(60));
+    let begin = Instant::now();
+    client.get_operation(NAME).await.expect("it is there");
+    assert!(begin.elapsed() >= Duration::from_millis(120));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_delay_never_ends_even_if_time_is_paused() {
+    let emulator = Emulator::in_process().expect("a runtime");
+    emulator.start_operation(NAME).expect("it is the first");
+    emulator.delay(Method::Get, Duration::MAX);
+    let client = longrunning::OperationsClient::new(emulator.service());
+    let call = client.get_operation(NAME);
+    let century = Duration::from_secs(100 * 365 * 24 * 3600);
+    tokio::time::timeout(century, call)
+        .await
+        .expect_err("it has no response");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_listed_in_the_order_of_their_arrival() {
+    let (emulator, client) = emulator().await;
+    let (started, first) = std::sync::mpsc::channel();
+    emulator.delay_with(move |call| {
+        if call.method() == Method::Get {
+            started.send(()).expect("the test waits");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Duration::ZERO
+    });
+    let mut other = client.clone();
+    let get = tokio::spawn(async move { other.get_operation(NAME).await });
+    first.recv().expect("the first call arrives");
+    let mut client = client;
+    client.cancel_operation(NAME).await.expect("it is there");
+    get.await.expect("no panic").expect("it is there");
+    let methods: Vec<_> = emulator.calls().iter().map(|call| call.method()).collect();
+    assert_eq!(methods, [Method::Get, Method::Cancel]);
+}

@@ -14,7 +14,7 @@ use std::{
 
 use in_process::Server;
 use longrunning::{
-    Operation, Operations, OperationsClient, Origin, StatusExt as _,
+    CallStatusExt as _, Operation, OperationStream, OperationsClient, Origin,
     emulator::{CallOutcome, CallRequest, Emulator, Method},
     proto::{ListOperationsRequest, ListOperationsResponse, OperationInfo},
 };
@@ -82,7 +82,7 @@ fn numbers(from: usize, to: usize) -> Vec<String> {
 async fn all_operations_of_all_pages_come_in_order() {
     let emulator = emulator().await;
     for (page_size, calls) in [(0, 1), (10, 3), (5, 5), (25, 1), (1, 25)] {
-        emulator.forget_calls();
+        emulator.clear_calls();
         let mut operations = client(&emulator).operations(pages_of(page_size));
         let (names, error) = read(&mut operations).await;
         assert_eq!(names, numbers(0, 25));
@@ -138,7 +138,7 @@ async fn a_stream_that_is_not_read_on_makes_no_further_call() {
     assert!(emulator.calls().is_empty());
     drop(unread);
     for (read, calls) in [(1, 1), (10, 1), (11, 2)] {
-        emulator.forget_calls();
+        emulator.clear_calls();
         let operations = client.operations(pages_of(10)).take(read);
         assert_eq!(operations.collect::<Vec<_>>().await.len(), read);
         assert_eq!(emulator.calls().len(), calls);
@@ -281,7 +281,7 @@ async fn pages_that_go_round_in_a_circle_end_with_an_error_that_names_the_token(
 #[test]
 fn a_stream_can_be_spawned() {
     fn spawnable<T: Send + Unpin + 'static>() {}
-    spawnable::<Operations<Channel>>();
+    spawnable::<OperationStream<Channel>>();
 }
 
 #[tokio::test(start_paused = true)]

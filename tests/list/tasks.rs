@@ -59,7 +59,7 @@ async fn a_page_without_an_answer_ends_though_nobody_polls_and_nobody_has_set_a_
     assert_eq!(in_flight.load(SeqCst), 0);
 
     let begun = Instant::now();
-    let client = client.with_timeout(Duration::from_secs(3));
+    let client = client.timeout(Duration::from_secs(3));
     let (_, error) = read(client.operations(PARENT)).await;
     assert_eq!(error.expect("no answer").code(), Code::DeadlineExceeded);
     assert!(begun.elapsed() <= Duration::from_millis(3_001));

@@ -7,7 +7,6 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
-use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use crate::{
@@ -20,7 +19,7 @@ async fn thousands_of_pollers_that_start_together_do_not_look_in_step() {
     const POLLERS: usize = 2_000;
     let server = Server::of_looks(|_| running());
     let client: OperationsClient<_> = server.client();
-    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
     let begun = Instant::now();
     let mut pollers = JoinSet::new();
     for _ in 0..POLLERS {
@@ -75,7 +74,7 @@ async fn how_many_may_wait_is_the_clients_choice_and_counts_those_of_its_clones(
     let client = server.client();
     let mut earlier = 0;
     for (most, waits) in [(0, 0), (1, 1), (5, 4), (60, 55)] {
-        let client = client.clone().with_max_waits(most);
+        let client = client.clone().max_concurrent_waits(most);
         let mut pollers = JoinSet::new();
         for _ in 0..60 {
             let mut poller = client.poller(NAME);

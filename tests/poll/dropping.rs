@@ -32,9 +32,9 @@ async fn a_poll_that_is_cut_short_goes_on_with_the_call_in_flight() {
 async fn a_poll_that_is_cut_short_in_every_pause_takes_no_shortcut() {
     let emulator = emulator().await;
     let policy = PollPolicy::default()
-        .wait(Duration::ZERO)
+        .wait_timeout(Duration::ZERO)
         .initial_delay(Duration::from_secs(3600))
-        .maximum_delay(Duration::from_secs(3600));
+        .max_delay(Duration::from_secs(3600));
     let mut poller = client(&emulator).poller(NAME).policy(policy);
     poller.next().await.expect("a state").expect("it runs");
     for _ in 0..20 {

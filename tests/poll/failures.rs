@@ -114,7 +114,7 @@ async fn a_permanent_failure_of_a_wait_is_followed_by_a_get() {
         .complete(NAME, &Progress::default())
         .expect("it runs");
     for status in permanent() {
-        emulator.forget_calls();
+        emulator.clear_calls();
         emulator.fail_next(Method::Wait, 1, status);
         let mut poller = client(&emulator).poller(NAME).policy(brisk());
         assert!(poller.until_done().await.expect("done").done);
@@ -142,9 +142,9 @@ async fn a_wait_that_finds_nothing_or_that_the_client_refuses_ends_the_poll() {
 #[tokio::test]
 async fn an_answer_that_is_too_large_ends_the_poll() {
     let emulator = emulator().await;
-    let client = client(&emulator).with_max_decoding_message_size(8);
+    let client = client(&emulator).max_decoding_message_size(8);
     for wait in [Duration::ZERO, Duration::from_millis(1)] {
-        let policy = brisk().wait(wait);
+        let policy = brisk().wait_timeout(wait);
         let status = client.poller(NAME).policy(policy).until_done().await;
         let status = status.expect_err("too large");
         assert_eq!(status.code(), Code::ResourceExhausted);
@@ -178,7 +178,7 @@ async fn a_get_that_a_peer_resets_says_not_that_anything_was_cancelled() {
         .complete(NAME, &Progress::default())
         .expect("it runs");
     emulator.reset_next(Method::Get, 2, 0x8);
-    let policy = brisk().wait(Duration::ZERO);
+    let policy = brisk().wait_timeout(Duration::ZERO);
     let mut poller = client(&emulator).poller(NAME).policy(policy);
     assert!(poller.until_done().await.expect("done").done);
     assert_eq!(count(&emulator, Method::Get), 3);
@@ -268,7 +268,7 @@ async fn an_untyped_response_that_a_get_confirms_is_the_end() {
     assert_eq!(server.calls().len(), 2);
 
     // A response of GetOperation needs no confirmation.
-    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
     let end = server
         .client()
         .poller(NAME)
@@ -318,7 +318,7 @@ async fn an_operation_other_than_the_requested_one_is_internal() {
         (Duration::from_secs(1), "operations/1"),
     ] {
         let server = Server::of_looks(move |_| Box::pin(async move { Ok(named(other)) }));
-        let policy = PollPolicy::default().wait(wait);
+        let policy = PollPolicy::default().wait_timeout(wait);
         let client = server.client();
         let status = client.poller(NAME).policy(policy).until_done().await;
         let status = status.expect_err("it is another one");

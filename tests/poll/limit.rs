@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use longrunning::{Origin, PollPolicy, StatusExt as _};
+use longrunning::{CallStatusExt as _, Origin, PollPolicy};
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Status};
 
@@ -92,7 +92,7 @@ async fn a_look_has_what_is_left_for_its_deadline() {
     let server = Server::of_looks(|_| Box::pin(pending()));
     let policy = PollPolicy::default().total_timeout(3 * SECOND);
     let mut poller = server.client().poller(NAME);
-    poller = poller.policy(policy.wait(Duration::ZERO));
+    poller = poller.policy(policy.wait_timeout(Duration::ZERO));
     let status = poller.until_done().await.expect_err("time is up");
     assert_eq!(
         status.message(),
@@ -111,7 +111,7 @@ async fn delays_as_long_as_the_limit_do_not_keep_a_poller_from_waiting() {
     });
     let policy = PollPolicy::default()
         .initial_delay(60 * SECOND)
-        .maximum_delay(60 * SECOND)
+        .max_delay(60 * SECOND)
         .total_timeout(60 * SECOND);
     let mut poller = server.client().poller(NAME).policy(policy);
     let status = poller.until_done().await.expect_err("time is up");
@@ -128,7 +128,7 @@ async fn a_policy_that_is_set_later_counts_for_the_look_under_way() {
     let mut poller = server.client().poller(NAME);
     let cut = timeout(SECOND, poller.until_done()).await;
     assert!(cut.is_err(), "{cut:?}");
-    let mut poller = poller.policy(PollPolicy::default().wait(Duration::ZERO));
+    let mut poller = poller.policy(PollPolicy::default().wait_timeout(Duration::ZERO));
     let begun = Instant::now();
     assert!(poller.until_done().await.expect("Get answers").done);
     assert_eq!(begun.elapsed(), Duration::ZERO);

@@ -11,7 +11,6 @@ mod stream;
 mod timing;
 
 use std::{
-    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -21,7 +20,8 @@ use std::{
 
 use bytes::Bytes;
 use longrunning::{
-    Operation, OperationsClient, Origin, Outcome, PollPolicy, Poller, Stack, StatusExt as _,
+    CallStatusExt as _, GrpcStack, Operation, OperationsClient, Origin, Outcome, PollPolicy,
+    Poller,
     emulator::{CallOutcome, CallRequest, Emulator, Method},
 };
 use prost::Name;
@@ -63,7 +63,7 @@ fn client(emulator: &Emulator) -> OperationsClient<Channel> {
 fn brisk() -> PollPolicy {
     PollPolicy::default()
         .initial_delay(Duration::from_millis(1))
-        .maximum_delay(Duration::from_millis(20))
+        .max_delay(Duration::from_millis(20))
 }
 
 fn count(emulator: &Emulator, method: Method) -> usize {
@@ -119,7 +119,7 @@ async fn that_a_server_cannot_wait_is_remembered_by_the_client_and_its_clones() 
 async fn pollers_leave_room_for_other_calls_on_a_connection_of_few_streams() {
     let emulator = Emulator::builder().max_concurrent_streams(100);
     let emulator = emulator.start().await.expect("a free port");
-    let client = OperationsClient::builder(emulator.endpoint()).max_connections(NonZeroUsize::MIN);
+    let client = OperationsClient::builder(emulator.endpoint()).max_connections(1);
     let client = client.connect().await.expect("it listens");
     let mut pollers = JoinSet::new();
     for n in 0..200 {
@@ -187,11 +187,11 @@ async fn no_time_is_too_long() {
         .expect("it runs");
     let policy = PollPolicy::default()
         .initial_delay(Duration::MAX)
-        .maximum_delay(Duration::MAX)
+        .max_delay(Duration::MAX)
         .total_timeout(Duration::MAX);
-    let client = client(&emulator).with_timeout(Duration::MAX);
+    let client = client(&emulator).timeout(Duration::MAX);
     for wait in [Duration::MAX, Duration::ZERO] {
-        let mut poller = client.poller(NAME).policy(policy.wait(wait));
+        let mut poller = client.poller(NAME).policy(policy.wait_timeout(wait));
         poller.until_done().await.expect("done");
     }
     emulator.fail_next(None, 1, Status::unavailable("once"));
@@ -218,7 +218,7 @@ fn outside_a_runtime_a_poll_is_refused() {
 #[test]
 fn a_poller_can_be_spawned_and_held_by_its_name() {
     fn spawnable<T: Send + Unpin + 'static>() {}
-    fn is_stream<S: Stack + Sync>() -> impl Sized
+    fn is_stream<S: GrpcStack + Sync>() -> impl Sized
     where
         Poller<S>: Stream<Item = Result<Operation, Status>>,
     {

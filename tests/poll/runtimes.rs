@@ -50,7 +50,7 @@ fn what_a_runtime_took_with_it_is_done_again_in_the_next() {
         }
     });
     let policy = PollPolicy::default()
-        .wait(Duration::ZERO)
+        .wait_timeout(Duration::ZERO)
         .initial_delay(Duration::from_millis(50));
     let mut poller = server.client().poller(NAME).policy(policy);
     let cut = runtime().block_on(async { timeout(Duration::ZERO, poller.until_done()).await });

@@ -112,7 +112,7 @@ async fn a_server_that_waits_is_asked_for_slices_of_at_most_60_seconds_without_p
         Look::Wait(asked) => waited(asked),
         Look::Get => running(),
     });
-    let policy = PollPolicy::default().wait(Duration::MAX);
+    let policy = PollPolicy::default().wait_timeout(Duration::MAX);
     look_for(&server, 3600 * SECOND, policy).await;
     let calls = server.calls();
     for (call, interval) in calls.iter().zip(intervals(&server)) {
@@ -142,7 +142,7 @@ async fn a_wait_that_hangs_is_given_up_and_followed_by_a_get() {
 #[tokio::test(start_paused = true)]
 async fn a_get_that_hangs_is_given_up_after_10_seconds_and_asked_again() {
     let server = Server::of_looks(|_| Box::pin(pending()));
-    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
     look_for(&server, 60 * SECOND, policy).await;
     let calls = server.calls();
     assert!(calls.len() >= 4, "{calls:?}");
@@ -154,8 +154,8 @@ async fn a_get_that_hangs_is_given_up_after_10_seconds_and_asked_again() {
 #[tokio::test(start_paused = true)]
 async fn a_client_with_a_timeout_of_its_own_keeps_it_for_gets() {
     let server = Server::of_looks(|_| Box::pin(pending()));
-    let client = server.client().with_timeout(3 * SECOND);
-    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let client = server.client().timeout(3 * SECOND);
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
     let mut poller = client.poller(NAME).policy(policy);
     let cut = timeout(10 * SECOND, poller.until_done()).await;
     assert!(cut.is_err(), "{cut:?}");
@@ -247,7 +247,7 @@ async fn a_wait_that_is_refused_is_followed_by_a_get_soon_and_the_delays_grow_al
 async fn while_nobody_polls_no_look_is_made() {
     let done = Instant::now() + 10 * SECOND;
     let server = Server::of_looks(move |_| Box::pin(ready(Ok(operation(Instant::now() >= done)))));
-    let policy = PollPolicy::default().wait(Duration::ZERO);
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
     let mut states = server.client().poller(NAME).policy(policy);
     let first = states.next().await.expect("a state").expect("it runs");
     assert!(!first.done);

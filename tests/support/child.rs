@@ -185,7 +185,7 @@ pub(crate) fn obey() {
                 Err(status) => told(status),
             },
             "reject" => {
-                auth.rejected();
+                auth.mark_rejected();
                 "told".to_owned()
             }
             call if call.starts_with("call ") => {
@@ -268,10 +268,10 @@ fn credentials(text: &str) -> Credentials {
     match text.split_once(':').unwrap_or((text, "")) {
         ("adc", _) => Credentials::application_default(),
         ("file", path) => Credentials::file(path),
-        ("self_signed", path) => Credentials::file(path).with_self_signed_jwt(),
+        ("self_signed", path) => Credentials::file(path).self_signed_jwt(),
         ("json", text) => Credentials::json(text),
-        ("metadata", "") => Credentials::metadata_server(None),
-        ("metadata", account) => Credentials::metadata_server(Some(account)),
+        ("metadata", "") => Credentials::metadata_server(),
+        ("metadata", account) => Credentials::metadata_server_account(account),
         ("api_key", key) => Credentials::api_key(key),
         ("bearer", token) => Credentials::bearer_token(token),
         (kind, _) => panic!("no such kind: {kind}"),

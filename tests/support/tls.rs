@@ -21,6 +21,7 @@ use tokio_rustls::{
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
+#[allow(dead_code)] // some tests use only a part of it
 pub(crate) struct Identity {
     pub(crate) certificate: String,
     pub(crate) key: String,

@@ -1,9 +1,7 @@
 //! This crate: its default stack with all its defaults, and over one Channel.
 
-use std::num::NonZeroUsize;
 
-use longrunning::{AuthInterceptor, Credentials, OperationsClient, Stack, Transport};
-use tokio_stream::StreamExt as _;
+use longrunning::{AuthInterceptor, Credentials, OperationsClient, GrpcStack, Transport};
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use super::{OPERATIONS, TOKEN, Variant, channel, url};
@@ -34,14 +32,13 @@ fn credentials() -> Credentials {
     Credentials::bearer_token(TOKEN.as_str())
 }
 
-impl<S: Stack + Sync> Variant for Ours<S> {
+impl<S: GrpcStack + Sync> Variant for Ours<S> {
     async fn cancel(&mut self, name: &'static str) -> Result {
         self.0.cancel_operation(name).await?;
         Ok(())
     }
 
     async fn cancel_all(&self, names: usize, concurrency: usize) -> Result {
-        let concurrency = NonZeroUsize::new(concurrency).ok_or("none at a time")?;
         let names = tokio_stream::iter(OPERATIONS.iter().cycle().take(names));
         let mut results = self.0.cancel_operations(names, concurrency);
         while let Some((_, result)) = results.next().await {

@@ -114,6 +114,19 @@ pub(super) struct KeyFile {
 }
 
 impl KeyFile {
+    /// Parses the text that [`Credentials::json`](crate::Credentials::json) was given.
+    pub(super) fn parse_given(text: &str) -> Result<Self, Status> {
+        let name = "credentials JSON";
+        let trimmed = text.trim();
+        if !trimmed.is_empty() && !trimmed.starts_with('{') {
+            return Err(refused(format_args!(
+                "{name}: not the text of a credentials file (the value is not shown): pass a path to \
+                 Credentials::file, or an access token to Credentials::bearer_token"
+            )));
+        }
+        Self::parse(name, text)
+    }
+
     /// Parses the text of a file. The messages of its errors begin with `name`.
     pub(super) fn parse(name: &str, text: &str) -> Result<Self, Status> {
         if text.trim().is_empty() {

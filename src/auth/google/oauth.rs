@@ -124,7 +124,7 @@ static REFUSALS: [Refusal; 16] = [
     ),
     permanent(
         "invalid_scope",
-        "check the scopes that with_scopes names, and that the account may have them",
+        "check the scopes set with `Credentials::scopes`, and that the account is allowed to use them",
     ),
     permanent(
         "unauthorized_client",

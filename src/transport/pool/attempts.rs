@@ -8,7 +8,7 @@ use tonic::Status;
 use super::connections::PooledConnection;
 use crate::{
     backoff::Backoff,
-    status::{Delivery, Origin, caused},
+    status::{Delivery, Origin, reworded},
     transport::waker::ConnectionHandle,
 };
 
@@ -172,14 +172,8 @@ impl Attempts {
             now.saturating_duration_since(*at),
             next - now
         );
-        let cause = failure.clone();
-        Some(caused(
-            failure.code(),
-            message,
-            Origin::Transport,
-            Delivery::NotSent,
-            cause,
-        ))
+        let (origin, delivery) = (Origin::Transport, Delivery::NotSent);
+        Some(reworded(failure, failure.code(), message, origin, delivery))
     }
 
     /// Counts the failure of a connection, unless it was opened before the last one failed.

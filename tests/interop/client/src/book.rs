@@ -104,7 +104,7 @@ async fn responses(cases: &Cases, client: OperationsClient<Transport>) {
 }
 
 async fn resets(cases: &Cases, client: OperationsClient<Transport>) {
-    let c = client.clone().with_retry(RetryPolicy::none());
+    let c = client.clone().retry(RetryPolicy::none());
     cases
         .case(
             "a_goaway_is_unavailable_and_the_message_has_its_reason",

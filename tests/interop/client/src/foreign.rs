@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    num::NonZeroUsize,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
     task::{Context, Waker},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use longrunning::{
-    Credentials, Operation, OperationsClient, Origin, Outcome, RetryPolicy, Stack, StatusExt,
+    Credentials, Operation, OperationsClient, Origin, Outcome, RetryPolicy, GrpcStack, CallStatusExt,
     Transport,
     proto::{
         CancelOperationRequest, GetOperationRequest, ListOperationsRequest, WaitOperationRequest,
@@ -88,11 +87,11 @@ pub async fn run(server: &str, ports: &Value, certs: &Path) {
     tls(&cases, certs, secure).await;
 
     let cases = Cases(format!("{server}-server"));
-    crash(&cases, default.with_retry(RetryPolicy::none()), channel).await;
+    crash(&cases, default.retry(RetryPolicy::none()), channel).await;
 }
 
 /// What must hold whatever carries the calls.
-async fn every_stack<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn every_stack<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     rpcs(cases, client.clone()).await;
     codes(cases, client.clone()).await;
     deadlines(cases, client.clone()).await;
@@ -101,7 +100,7 @@ async fn every_stack<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>
     load(cases, client).await;
 }
 
-async fn rpcs<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn rpcs<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     let c = client.clone();
     cases
         .case("cancel_ends_an_operation_as_cancelled", async move {
@@ -255,10 +254,10 @@ async fn rpcs<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
         .await;
 }
 
-async fn codes<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn codes<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     for code in 1..=16 {
         // Time for all attempts, where UNAVAILABLE is tried again.
-        let c = client.clone().with_timeout(Duration::from_secs(20));
+        let c = client.clone().timeout(Duration::from_secs(20));
         let code = Code::from_i32(code);
         let name = Status::new(code, "").code_name().to_lowercase();
         cases
@@ -303,7 +302,7 @@ async fn codes<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
         .await;
 }
 
-async fn deadlines<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn deadlines<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     let c = client.clone();
     cases
         .case("the_server_sees_the_timeout_of_the_request", async move {
@@ -318,7 +317,7 @@ async fn deadlines<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) 
         })
         .await;
 
-    let c = client.clone().with_timeout(Duration::from_secs(20));
+    let c = client.clone().timeout(Duration::from_secs(20));
     cases
         .case("the_server_sees_the_timeout_of_the_client", async move {
             let seen = seen(ok(c.get_operation(unique("echo")).await));
@@ -354,7 +353,7 @@ async fn deadlines<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) 
         .await;
 }
 
-async fn cancellation<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn cancellation<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     let c = client.clone();
     cases
         .case("the_server_sees_a_dropped_call", async move {
@@ -389,7 +388,7 @@ async fn cancellation<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S
         .await;
 }
 
-async fn metadata<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn metadata<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     let c = client.clone();
     cases
         .case("the_server_sees_the_metadata_of_the_request", async move {
@@ -438,7 +437,7 @@ async fn metadata<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
         .await;
 }
 
-async fn load<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
+async fn load<S: GrpcStack + Sync>(cases: &Cases, client: OperationsClient<S>) {
     let c = client.clone();
     cases
         .case("1000_calls_at_once_are_all_answered", async move {
@@ -492,7 +491,7 @@ async fn load<S: Stack + Sync>(cases: &Cases, client: OperationsClient<S>) {
         })
         .await;
 
-    let c = client.with_max_decoding_message_size(64 << 20);
+    let c = client.max_decoding_message_size(64 << 20);
     cases
         .case(
             "a_list_of_32_mb_arrives_where_the_limit_is_raised",
@@ -557,7 +556,7 @@ async fn bursts(cases: &Cases, url: String) {
             async move {
                 let client = OperationsClient::builder(url)
                     .retry(RetryPolicy::none())
-                    .max_connections(NonZeroUsize::MIN)
+                    .max_connections(1)
                     .connect()
                     .await
                     .expect("a connection");
@@ -590,7 +589,7 @@ async fn bursts(cases: &Cases, url: String) {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                     calls.shutdown().await;
                 }
-                let hurried = client.clone().with_timeout(Duration::from_millis(50));
+                let hurried = client.clone().timeout(Duration::from_millis(50));
                 let mut calls = JoinSet::new();
                 for _ in 0..60 {
                     let (client, hang) = (hurried.clone(), hang.clone());
@@ -622,7 +621,7 @@ async fn retries(cases: &Cases, client: OperationsClient<Transport>) {
         )
         .await;
 
-    let c = client.with_retry(RetryPolicy::none());
+    let c = client.retry(RetryPolicy::none());
     cases
         .case("without_retries_the_first_answer_counts", async move {
             let name = unique("flaky-1");
@@ -690,7 +689,7 @@ async fn credentials(cases: &Cases, url: String, ca: Vec<u8>, certificate: Vec<u
                 let builder = OperationsClient::builder(url)
                     .ca_certificate(ca)
                     .identity(certificate, key)
-                    .credentials(credentials.with_quota_project("quota"));
+                    .credentials(credentials.quota_project("quota"));
                 let client = ok(builder.connect().await);
                 let seen = ok(get_echo(&client).await);
                 assert_eq!(seen["authorization"], "Bearer ya29.T0ken_~+/=");
@@ -812,7 +811,7 @@ where
 /// What the server saw of a call.
 pub type Seen = BTreeMap<String, String>;
 
-async fn get_echo<S: Stack + Sync>(client: &OperationsClient<S>) -> Result<Seen, Status> {
+async fn get_echo<S: GrpcStack + Sync>(client: &OperationsClient<S>) -> Result<Seen, Status> {
     client.get_operation(unique("echo")).await.map(seen)
 }
 

@@ -8,7 +8,7 @@ mod scripts;
 
 use std::{env, io::Write, path::Path};
 
-use longrunning::StatusExt;
+use longrunning::CallStatusExt;
 use serde_json::{Value, json};
 use tonic::Code;
 

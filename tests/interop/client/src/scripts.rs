@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use longrunning::{
-    Operation, OperationsClient, Outcome, PollPolicy, StatusExt, Transport,
+    Operation, OperationsClient, Outcome, PollPolicy, CallStatusExt, Transport,
     proto::{GetOperationRequest, WaitOperationRequest, rpc},
 };
 use serde_json::{Map, Value, json};

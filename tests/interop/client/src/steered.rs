@@ -97,7 +97,7 @@ async fn obey(emulator: &Emulator, order: &Value) -> Result<Value, Error> {
         // The names of the calls so far, each with its routing header. They are forgotten.
         "calls" => {
             let calls = emulator.calls();
-            emulator.forget_calls();
+            emulator.clear_calls();
             let calls = calls.iter().map(|call| {
                 let routing = call.metadata().get("x-goog-request-params");
                 json!([call.name(), routing.and_then(|value| value.to_str().ok())])

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use crate::{
-    proto::{duration, rpc::RetryInfo},
-    status::StatusExt as _,
-};
+use super::CallStatusExt as _;
+use crate::proto::{duration, rpc::RetryInfo};
 
 /// The retry delay that the status of a failed attempt asks for.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,0 +1,16 @@
+//! Guides to common tasks, testing, and migration from other clients. These modules contain only documentation.
+
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("guide/patterns.md")]
+pub mod patterns {}
+
+#[doc = include_str!("guide/from_tonic.md")]
+pub mod from_tonic {}
+
+#[doc = include_str!("guide/from_google_cloud_longrunning.md")]
+pub mod from_google_cloud_longrunning {}
+
+#[doc = include_str!("guide/from_gcloud_longrunning.md")]
+pub mod from_gcloud_longrunning {}
