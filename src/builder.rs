@@ -100,8 +100,8 @@ impl ClientBuilder {
     ///
     /// This is for private endpoints and tunnels. The name is a host with an optional port, such as
     /// `automl.googleapis.com`. It is the `:authority` of every call, and the server's certificate must be
-    /// valid for its host. The client still connects to the address of the endpoint. An `http` endpoint on this
-    /// machine with the name of another host counts as remote for [credentials](Self::credentials).
+    /// valid for its host. The client still connects to the address of the endpoint. If the name is that of
+    /// another host, an `http` endpoint on this machine counts as remote for [credentials](Self::credentials).
     ///
     /// Defaults to the host and port of the endpoint.
     pub fn authority(mut self, authority: impl Into<String>) -> Self {
@@ -113,17 +113,17 @@ impl ClientBuilder {
     /// [gRFC A1](https://github.com/grpc/proposal/blob/master/A1-http-connect-proxy-support.md).
     ///
     /// The URL of the proxy is read from `HTTPS_PROXY`, or else from `ALL_PROXY`, for example
-    /// `http://user:password@proxy:3128`, with special characters of the password percent-encoded. The port
-    /// defaults to 80. The client sends a CONNECT request to the proxy, and uses TLS through the tunnel.
-    /// `NO_PROXY` is a comma-separated list of hosts of endpoints, without their ports, to which the client
-    /// connects directly: host names (which include their subdomains), IP addresses and networks, or `*` for
-    /// all hosts. A variable with a lower-case name is read if the one in upper case is not set. A value that
-    /// is not the URL of an HTTP proxy is `INVALID_ARGUMENT`.
+    /// `http://user:password@proxy:3128`. Special characters in the user name and the password must be
+    /// percent-encoded. The port of the proxy defaults to 80. The client sends a CONNECT request to the proxy,
+    /// and uses TLS through the tunnel. `NO_PROXY` is a comma-separated list of the endpoint hosts, without
+    /// ports, to which the client connects directly: host names (which include their subdomains), IP addresses
+    /// and networks, or `*` for all hosts. A variable with a lower-case name is read if the one in upper case
+    /// is not set. A value that is not the URL of an HTTP proxy is `INVALID_ARGUMENT`.
     ///
     /// [`connect`](Self::connect) and [`connect_lazy`](Self::connect_lazy) read the environment. The client
     /// always connects directly to an `http` endpoint. A custom [`connector`](Self::connector) is used to
-    /// connect to the proxy; its streams must send data without a flush. Token requests do not use this
-    /// proxy.
+    /// connect to the proxy; its streams must send written data without waiting for a flush. Token requests
+    /// do not use this proxy.
     ///
     /// Requires the feature `proxy`. Defaults to no proxy.
     #[cfg(feature = "proxy")]
@@ -135,9 +135,10 @@ impl ClientBuilder {
     /// Sets the credentials that are sent with every call. Defaults to [`Credentials::none`].
     ///
     /// They are sent to the endpoint, whatever its host. Over plaintext, they are sent only to `localhost`
-    /// and loopback addresses, and not over a [custom connector](Self::connector), unless
-    /// [allowed](Self::credentials_in_plaintext). If they belong to another universe than `googleapis.com`,
-    /// the host of the endpoint, or of the [`authority`](Self::authority), must be in that universe.
+    /// and loopback addresses, and neither over a [custom connector](Self::connector) nor with the
+    /// [`authority`](Self::authority) of another host, unless [allowed](Self::credentials_in_plaintext). If they
+    /// belong to another universe than `googleapis.com`, the host of the endpoint, or of the authority, must be
+    /// in that universe.
     ///
     /// This replaces an interceptor that was set with [`auth`](Self::auth).
     pub fn credentials(mut self, credentials: Credentials) -> Self {
@@ -171,8 +172,9 @@ impl ClientBuilder {
 
     /// Allows credentials to be sent over plaintext.
     ///
-    /// This is required if the endpoint is `http` and either on another machine or reached through
-    /// a custom connector. Anyone on the network path can read the credentials.
+    /// This is required if the endpoint is `http` and on another machine, is reached through a custom
+    /// connector, or has the [`authority`](Self::authority) of another host. Anyone on the network path can
+    /// read the credentials.
     ///
     /// Defaults to refusing, with `FAILED_PRECONDITION`.
     pub fn credentials_in_plaintext(mut self) -> Self {
@@ -357,13 +359,13 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets a custom connector, which opens a byte stream to the server in place of TCP: a Unix socket, a
-    /// proxy, or a pipe within the process.
+    /// Sets a custom connector, which opens the byte stream to the server, for example over a Unix socket,
+    /// through a proxy, or over a pipe within the process.
     ///
-    /// It is called with the endpoint as it was given, or with the URL of the proxy after
-    /// `proxy_from_env`. TLS, if the endpoint is `https`, runs over the stream. With an `http` endpoint,
+    /// It is called with the endpoint as it was given or, if `proxy_from_env` has found a proxy, with the URL
+    /// of the proxy. If the endpoint is `https`, TLS runs over the stream. With an `http` endpoint,
     /// credentials must be [allowed](Self::credentials_in_plaintext), whatever the host.
-    /// `hyper_util::rt::TokioIo` adapts a stream of tokio to the traits of hyper.
+    /// `hyper_util::rt::TokioIo` adapts a tokio stream to hyper's traits.
     ///
     /// Defaults to TCP.
     pub fn connector<C>(mut self, connector: C) -> Self
@@ -379,8 +381,10 @@ impl ClientBuilder {
 
     /// Adds root certificates, as PEM text, for the verification of the server's certificate.
     ///
-    /// Requires the feature `tls-ring` or `tls-aws-lc`. Defaults to the roots of the system or of Mozilla, for
-    /// the features `tls-native-roots` and `tls-webpki-roots`.
+    /// They are trusted in addition to the roots of the system (feature `tls-native-roots`) and those of
+    /// Mozilla (feature `tls-webpki-roots`). Requires the feature `tls-ring` or `tls-aws-lc`.
+    ///
+    /// Defaults to none.
     #[cfg(feature = "_tls")]
     #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {

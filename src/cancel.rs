@@ -16,17 +16,19 @@ use crate::{
 };
 
 impl<S: GrpcStack + Sync> OperationsClient<S> {
-    /// Asks the server to stop an operation, and finds out how it ended.
+    /// Cancels an operation, and waits for the outcome.
     ///
-    /// The cancel method is best effort: its success says that the server took the request. So
-    /// once it is taken, a [`Poller`] with this policy watches the operation until it is done.
-    /// Nothing is invented: each [`CancelOutcome`] holds what was said. The policy's [total
+    /// Cancellation is best effort: a successful cancel call means that the server has accepted the request.
+    /// The client then polls the operation with this policy, like a [`Poller`], until it is done. The
+    /// [`CancelOutcome`] reports what the server returned, and nothing else. The policy's [total
     /// timeout](PollPolicy::total_timeout) includes the cancel call. If the policy sets none, it is 5 minutes,
     /// so that this method returns even if the operation does not stop. When it has passed, the outcome is
     /// [`Running`](CancelOutcome::Running), with the last known state, or
     /// [`Unknown`](CancelOutcome::Unknown) if no state is known.
-    /// The metadata and the extensions of a [`tonic::Request`], and so a [`RetryPolicy`](crate::RetryPolicy) in
-    /// them, apply to every call. Its timeout applies to the cancel call, and to each Get.
+    ///
+    /// The metadata and the extensions of a [`tonic::Request`] are added to every call, so a
+    /// [`RetryPolicy`](crate::RetryPolicy) in the extensions applies to the cancel call and to each Get. The
+    /// timeout of the request applies to the same calls.
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]

@@ -87,7 +87,7 @@ pub struct OperationsClient<S = Transport> {
 /// server in the same process, or any of them under custom layers.
 ///
 /// This trait is an alias for its bounds, and is implemented for every type that satisfies them. Pollers,
-/// streams and `cancel_and_wait` also require [`Sync`]. [`BoxGrpcStack`] is any stack as one type.
+/// streams and `cancel_and_wait` also require [`Sync`]. [`BoxGrpcStack`] erases the type of a stack.
 ///
 /// [`Channel`]: https://docs.rs/tonic/0.14/tonic/transport/struct.Channel.html
 /// [`InterceptedService`]: tonic::service::interceptor::InterceptedService
@@ -118,10 +118,10 @@ impl<S> GrpcStack for S where
 impl<S> OperationsClient<S> {
     /// Returns the stack, for another generated client to use the same connections.
     ///
-    /// Retries, default timeouts and credentials belong to the client, not to the stack, and so do the origin
-    /// and the attempts of a status that the server sent. Both respect the timeout of a request
-    /// (`tonic::Request::set_timeout`). An [`AuthInterceptor`](crate::AuthInterceptor) gives the other client the
-    /// same token:
+    /// Retries, default timeouts and credentials belong to the client, not to the stack. Another client does
+    /// not record the number of attempts, or the origin of a status that the server sent. Both clients respect
+    /// the timeout of a request (`tonic::Request::set_timeout`). An [`AuthInterceptor`](crate::AuthInterceptor)
+    /// gives the other client the same token:
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]
@@ -177,11 +177,11 @@ impl<S> OperationsClient<S> {
     /// # }
     /// ```
     ///
-    /// The type of the stack contains the types of its layers: [`boxed`](Self::boxed) makes it a simple one.
+    /// The type of the new stack contains the types of all its layers. [`boxed`](Self::boxed) erases it.
     ///
-    /// A `Timeout` layer also cuts off the `WaitOperation` calls of pollers, which take up to a minute: use
-    /// [`timeout`](Self::timeout) in its place, or a shorter
-    /// [`wait_timeout`](crate::PollPolicy::wait_timeout).
+    /// A tower `Timeout` layer also ends the `WaitOperation` calls of pollers, which take up to a minute. Use
+    /// [`timeout`](Self::timeout) instead, or set a [`wait_timeout`](crate::PollPolicy::wait_timeout) that is
+    /// shorter than the timeout of the layer.
     #[must_use]
     pub fn map_stack<T>(self, layer: impl FnOnce(S) -> T) -> OperationsClient<T> {
         OperationsClient {

@@ -61,7 +61,7 @@
 //! |---|---|---|
 //! | `google-authz` | yes | Google credentials: service account keys, user credentials, the metadata server |
 //! | `google-cloud-auth` | | Google credentials, with workload identity federation and impersonation; needs Rust 1.91 |
-//! | `metadata-server` | | Google credentials from the metadata server only, with few dependencies; part of both features above |
+//! | `metadata-server` | | Google credentials from the metadata server only; included in both features above |
 //! | `tls-ring` | yes | TLS by rustls with ring |
 //! | `tls-aws-lc` | | TLS by rustls with aws-lc |
 //! | `tls-native-roots` | yes | the root certificates of the system; honors `SSL_CERT_FILE` |

@@ -113,9 +113,9 @@ impl Operation {
 /// `projects/p/locations/us-central1/operations/1`.
 ///
 /// The location is the ID that follows the collection `locations`; a name consists of pairs of a collection
-/// and an ID ([AIP-122](https://google.aip.dev/122)). Returns `None` if there is no location, or if it cannot
-/// be a label of a host name: lower-case letters, digits, and hyphens between them. That includes `-`, the
-/// wildcard for all locations.
+/// and an ID ([AIP-122](https://google.aip.dev/122)). Returns `None` if there is no location, or if it is not
+/// a valid label of a host name: up to 63 lower-case letters, digits and hyphens, with no hyphen at either
+/// end. So the result is also `None` for `-`, the wildcard for all locations.
 pub fn location(name: &str) -> Option<&str> {
     let mut segments = name.split('/');
     let id = loop {

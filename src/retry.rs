@@ -128,7 +128,8 @@ impl RetryPolicy {
     /// If set to false, a call is retried only if no server has processed any of its attempts, that is, if
     /// its [delivery](crate::CallStatusExt::delivery) is [`NotSent`](Delivery::NotSent). This also applies to
     /// attempts that time out, to a server's `RESOURCE_EXHAUSTED`, and to statuses that a layer has marked as
-    /// retryable. The errors of a custom stack do not tell whether the call was sent, so they are not retried.
+    /// retryable. The errors of a stack that was given to [`new`](crate::OperationsClient::new) do not report
+    /// whether the call was sent, so they are not retried either.
     ///
     /// Defaults to true: Get and List have no side effects, and a Cancel or Delete that is processed twice
     /// has the same effect as one that is processed once. However, the second one may fail with
@@ -262,9 +263,9 @@ impl RetryPolicy {
 
 /// The timeout of each attempt of a single call, set in the extensions of its [`tonic::Request`].
 ///
-/// It replaces the [`attempt_timeout`](RetryPolicy::attempt_timeout) of the retry policy. If the client and
-/// the request have no policy, there is only one attempt. It has no effect on `WaitOperation`. To set the
-/// timeout of the whole call, use [`tonic::Request::set_timeout`].
+/// It replaces the [`attempt_timeout`](RetryPolicy::attempt_timeout) of the retry policy. If neither the
+/// client nor the request has a policy, it applies to the only attempt. `WaitOperation` ignores it. To set
+/// the timeout of the whole call, use [`tonic::Request::set_timeout`].
 ///
 /// ```
 /// # #[cfg(not(feature = "emulator"))]
@@ -390,7 +391,7 @@ impl Retry {
             };
             trace::retrying(attempts, &status, delay);
             sleep(delay).await;
-            // The runtime may have been busy for longer.
+            // If the runtime was busy, the sleep may have taken longer than the delay.
             if !in_time(Duration::ZERO) {
                 return Err(status);
             }

@@ -68,7 +68,7 @@ pub trait CallStatusExt: sealed::Sealed {
     ///
     /// `None` if the status was not returned by a call of an
     /// [`OperationsClient`](crate::OperationsClient), or if the call was rejected before its first attempt,
-    /// for example because its name is empty. An attempt counts although it ends before anything is sent, for
+    /// for example because its name is empty. An attempt counts even if it ends before anything is sent, for
     /// example because there is no token. Transparent retries of the [default stack](crate::Transport)
     /// do not count.
     fn attempts(&self) -> Option<usize>;
@@ -81,15 +81,15 @@ pub trait CallStatusExt: sealed::Sealed {
     /// Returns the delay that the server requested before a retry.
     ///
     /// This is the delay in `grpc-retry-pushback-ms`, or else in [`RetryInfo`](rpc::RetryInfo). `None` if the
-    /// status contains neither, or if the pushback forbids a retry. A `RetryInfo` without a delay is a delay
-    /// of zero.
+    /// status contains neither, or if the pushback forbids a retry. A `RetryInfo` without a delay counts as a
+    /// delay of zero.
     fn retry_delay(&self) -> Option<Duration>;
 
     /// Returns a one-line report for logs: code, origin, delivery, attempts, time, message, and the types of
     /// the details.
     ///
-    /// The report contains neither the values of the details nor the metadata. Backslashes and characters
-    /// that are not printable, such as line breaks, are escaped.
+    /// The report contains neither the values of the details nor the metadata. Backslashes, combining
+    /// characters, and characters that are not printable, such as line breaks, are escaped.
     ///
     /// ```
     /// # use longrunning::{OperationsClient, RetryPolicy};
@@ -115,8 +115,9 @@ pub trait CallStatusExt: sealed::Sealed {
     ///
     /// A [`RetryPolicy`](crate::RetryPolicy) then retries the call. This is for layers of a custom stack,
     /// whose statuses are otherwise not retried. The other rules of the policy still apply: the number of
-    /// attempts, [`idempotent`](crate::RetryPolicy::idempotent) (a layer cannot declare that nothing was sent),
-    /// the deadline, the throttle, and a delay in the status. It has no effect on `WaitOperation`, or without a policy: a client of
+    /// attempts, [`idempotent`](crate::RetryPolicy::idempotent), the deadline, the throttle, and a delay in the
+    /// status. A layer cannot declare that nothing was sent, so calls that are not idempotent are not retried.
+    /// The mark has no effect on `WaitOperation`, or without a policy: a client of
     /// [`new`](crate::OperationsClient::new) has none unless one is set for it or for the call.
     /// [Pollers](crate::Poller) continue after such a status.
     ///

@@ -26,7 +26,7 @@ use self::{
     http::{Reply, Server},
 };
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     child::obey();

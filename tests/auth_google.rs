@@ -33,7 +33,7 @@ use self::{
     http::Reply,
 };
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     child::obey();

@@ -24,7 +24,7 @@ use self::{
 
 const SUBJECT: &str = "PLANTED-SECRET-subject";
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     child::obey();

@@ -27,7 +27,7 @@ const DIRECTORY: &str = "TEST_DIRECTORY";
 const VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 const GCLOUD: &str = "application_default_credentials.json";
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     if let Some(directory) = std::env::var_os(DIRECTORY) {

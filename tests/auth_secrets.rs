@@ -29,7 +29,7 @@ use self::{
 /// What every planted secret contains.
 const SECRET: &str = "PLANTED-SECRET";
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     child::obey();

@@ -156,7 +156,7 @@ async fn a_wait_is_never_retried_whatever_the_policy_of_the_request() {
     assert_eq!(emulator.calls().len(), 1);
 }
 
-/// A layer does not see the options: it cannot mistake them for its own.
+/// Layers do not see the options, so they cannot mistake them for their own.
 #[tokio::test]
 async fn the_options_are_removed_from_the_request_before_it_is_sent() {
     #[derive(Clone)]
@@ -201,7 +201,7 @@ async fn the_options_apply_to_each_call_of_a_list_a_poll_and_a_cancellation() {
     let outcome = client.cancel_and_wait(cancel, PollPolicy::default()).await;
     outcome.expect_err("one attempt");
 
-    // A poll continues with another call, which is no attempt of the first one.
+    // The poller continues with a new call, which is not a retry of the first one.
     emulator.unimplement(Method::Wait);
     emulator.fail_next(Method::Get, 1, Status::unavailable("down"));
     let policy = PollPolicy::default().initial_delay(Duration::from_millis(10));
@@ -213,7 +213,7 @@ async fn the_options_apply_to_each_call_of_a_list_a_poll_and_a_cancellation() {
     assert_eq!(previous, None);
 }
 
-/// The poller waits for the quota itself, so that it does not count as a failure of the call.
+/// The poller waits for the quota itself, so the client does not retry within the call.
 #[tokio::test]
 async fn a_poll_does_not_retry_an_exhausted_quota_within_its_call() {
     let emulator = Emulator::in_process().expect("a runtime");
@@ -257,7 +257,7 @@ async fn failures_of_calls_that_are_not_idempotent_count_for_the_throttle() {
     assert_eq!(status.attempts(), Some(1));
 }
 
-/// A server in this process, whose calls have an effect before its own call to another server fails.
+/// An in-process server whose calls have an effect before its own call to another server fails.
 struct Gateway {
     effects: Arc<AtomicUsize>,
     inner: OperationsClient,
@@ -276,7 +276,7 @@ impl Operations for Gateway {
 }
 
 #[tokio::test]
-async fn the_status_of_an_inner_call_does_not_tell_whether_the_outer_call_was_sent() {
+async fn the_status_of_an_inner_call_does_not_report_whether_the_outer_call_was_sent() {
     let (emulator, inner) = start().await;
     emulator.stop().await;
     let effects = Arc::<AtomicUsize>::default();

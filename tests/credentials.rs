@@ -494,9 +494,9 @@ async fn credential_failures_have_the_codes_of_grfc_a54() {
     assert_eq!(server.calls().len(), 0);
 }
 
-/// `http://localhost` with the name of another host is the start of a tunnel.
+/// `http://localhost` with the authority of another host may be the start of a tunnel.
 #[tokio::test]
-async fn credentials_do_not_go_over_plaintext_to_the_authority_of_another_host() {
+async fn credentials_are_not_sent_over_plaintext_if_the_authority_is_another_host() {
     let builder = |authority: &str| {
         OperationsClient::builder("http://localhost:1")
             .authority(authority)
@@ -516,7 +516,7 @@ async fn credentials_do_not_go_over_plaintext_to_the_authority_of_another_host()
     builder("127.0.0.1:2")
         .connect_lazy()
         .expect("it is this machine");
-    // The authority may have been given a password.
+    // The authority may contain a password.
     let builder = builder("me:secret@host");
     assert!(!format!("{builder:?}").contains("secret"), "{builder:?}");
     let status = builder.connect_lazy().expect_err("a user");

@@ -27,7 +27,7 @@ use self::{
 const ENDPOINT: &str = "TEST_ENDPOINT";
 const CA: &str = "TEST_CA";
 const USES_PROXY: &str = "TEST_USES_PROXY";
-/// In milliseconds.
+/// The connect timeout, in milliseconds.
 const CONNECT_TIMEOUT: &str = "TEST_CONNECT_TIMEOUT";
 
 /// A host name that does not resolve: only the proxy can connect to it.

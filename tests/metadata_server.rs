@@ -24,7 +24,7 @@ use self::{
     google::{KEY, MetadataServer, service_account},
 };
 
-/// What the tests start, in a process of its own.
+/// Runs in the child processes that the tests start.
 #[test]
 fn child() {
     child::obey();

@@ -290,7 +290,7 @@ fn a_status_of_a_layer_keeps_its_source() {
     assert_eq!(occurrences(&status, "closed").0, 1);
 }
 
-/// The response arrives while the runtime is blocked, and the deadline passes before the next attempt.
+/// The runtime is blocked before the next attempt can start, until the deadline has passed.
 #[tokio::test]
 async fn a_deadline_that_passes_before_a_retry_ends_the_call_with_the_last_status() {
     let emulator = Emulator::in_process().expect("a runtime");
@@ -336,7 +336,7 @@ async fn a_poll_that_times_out_keeps_the_status_of_the_last_failure() {
     assert!(info.is_some(), "{status:?}");
 }
 
-/// Its message is complete by itself.
+/// The message can be understood without the sources of the status.
 #[tokio::test]
 async fn the_status_of_a_passed_deadline_has_the_message_of_the_layer_that_ended_the_call() {
     let layer = service_fn(|_: HttpRequest<tonic::body::Body>| async {

@@ -106,7 +106,7 @@ impl Endpoint {
     }
 }
 
-/// Returns a host, unless it is this machine, or empty.
+/// Returns the host, unless it is empty or this machine.
 pub(crate) fn remote(host: &str) -> Option<&str> {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let is_local = match address.parse::<IpAddr>() {
@@ -130,7 +130,7 @@ pub(crate) fn authority(text: &str) -> Result<Authority, Status> {
             && (rest.is_empty() || authority.port().is_some_and(|port| is_port(port.as_str())))
     };
     authority.filter(is_valid).ok_or_else(|| {
-        // What stands before an @ may be a password.
+        // The part before an `@` may contain a password.
         let shown = if text.contains('@') { "..@.." } else { text };
         local(
             Code::InvalidArgument,
@@ -141,7 +141,7 @@ pub(crate) fn authority(text: &str) -> Result<Authority, Status> {
     })
 }
 
-/// Returns whether the text is a number from 1 to 65535. `u16` also parses one with a plus sign.
+/// Returns whether the text is a number from 1 to 65535. `u16::from_str` also accepts a leading `+`.
 fn is_port(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
         && text.parse::<u16>().is_ok_and(|port| port != 0)

@@ -49,8 +49,8 @@ pub(super) fn of_environment(server: &Authority) -> Result<Option<Intercept>, St
 
 /// Returns whether a text is the URL of an HTTP proxy: a host with an optional scheme, user and port.
 ///
-/// `Matcher` accepts more: it would take a part of a password that contains `@`, `/`, `?` or `#` for the
-/// host, which is printed.
+/// `Matcher` accepts more. If a password contains `@`, `/`, `?` or `#`, it would mistake a part of the
+/// password for the host, and error messages contain the host.
 fn is_http_proxy(url: &str) -> bool {
     let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
     let rest = rest.strip_suffix('/').unwrap_or(rest);

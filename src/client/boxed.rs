@@ -1,4 +1,4 @@
-//! A stack whose type does not contain those of its layers.
+//! A boxed stack, whose type does not depend on its layers.
 
 use std::{
     fmt,
@@ -12,21 +12,20 @@ use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
 use super::{GrpcStack, OperationsClient};
 use crate::status::classify;
 
-/// Any [`GrpcStack`], as one type. Created by [`OperationsClient::boxed`].
+/// A boxed [`GrpcStack`], whose type does not depend on its layers. Created by [`OperationsClient::boxed`].
 ///
-/// Its errors are statuses, with the code and the origin that the client would find for the errors of the
-/// stack.
+/// Its error type is [`Status`]. The client reports the same codes and origins as without the box.
 #[derive(Clone)]
 pub struct BoxGrpcStack(BoxCloneSyncService<Request<Body>, Response<Body>, Status>);
 
 impl<S: GrpcStack + Sync> OperationsClient<S> {
-    /// Boxes the stack, so that its type does not contain those of its layers.
+    /// Boxes the stack, so that the type of the client does not depend on its layers.
     ///
-    /// The client can then be the field of a struct, over the default transport in production and over the
-    /// emulator in a test. Each call costs an allocation for its future and one for its response body.
+    /// The client can then be a struct field, with the default transport in production and an emulator in
+    /// tests. Each attempt allocates for the clone of the stack, for the future, and for the response body.
     ///
-    /// The error type of tower's own boxes is usually `BoxError`, with which the compiler cannot prove that
-    /// the futures of the client are `Send`. This one has no such limitation:
+    /// tower's boxed services usually have the error type `BoxError`, with which the compiler cannot prove
+    /// that the futures of the client are `Send`. `BoxGrpcStack` does not have this limitation:
     ///
     /// ```
     /// # #[cfg(not(feature = "emulator"))]

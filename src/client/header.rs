@@ -47,7 +47,7 @@ struct Templates {
     timeouts: TimeoutCache,
 }
 
-/// Omits the headers, which are the same for every client.
+/// Omits the headers, which are the same for all calls of a client.
 impl fmt::Debug for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Template")

@@ -169,7 +169,7 @@ impl<S> OperationsClient<S> {
     /// Returns a client for a poller, which handles `RESOURCE_EXHAUSTED` itself.
     pub(crate) fn for_polls(mut self) -> Self {
         let retry = self.settings.retry.take();
-        // Also without a policy, because the request may have one.
+        // Set even if the client has no policy, because the request may have one.
         let retry = retry.unwrap_or_else(|| Retry::new(RetryPolicy::none()));
         self.settings.retry = Some(retry.without_quota());
         self

@@ -48,8 +48,8 @@ impl Emulator {
     /// working. [`restart`](Self::restart) starts the server again. This has no effect on an emulator that
     /// is [in process](Self::in_process).
     ///
-    /// The server runs on the runtime in which the emulator was created. That runtime must be running for
-    /// this to end.
+    /// The server runs on the runtime in which the emulator was created. This method waits until the tasks of
+    /// the server have ended, so it does not return while that runtime exists but is not driven.
     pub async fn stop(&self) {
         if let Some(server) = &self.server {
             server.stop().await;
@@ -77,7 +77,8 @@ impl Emulator {
     /// # Errors
     ///
     /// - `FAILED_PRECONDITION`: the emulator is [in process](Self::in_process).
-    /// - `UNAVAILABLE`: the port cannot be bound, for example because another process uses it.
+    /// - `UNAVAILABLE`: the port cannot be bound, for example because another process uses it, or the runtime
+    ///   in which the emulator was created has shut down.
     pub async fn restart(&self) -> Result<(), Status> {
         let Some(server) = &self.server else {
             return Err(Status::failed_precondition(
@@ -87,14 +88,18 @@ impl Emulator {
         let _alone = server.changing.lock().await;
         server.close_and_wait().await;
         let runtime = &self.shared.tasks.runtime;
-        let listener = listen(server.address, runtime, "stop what uses the port")?;
+        let listener = listen(
+            server.address,
+            runtime,
+            "stop the process that uses the port",
+        )?;
         *lock(&server.tasks) = Tasks::new(runtime.clone());
         server.serve(listener, self.service(), &self.shared);
         Ok(())
     }
 }
 
-/// Binds a TCP listener, for use on this runtime. The error message ends with the remedy.
+/// Binds a TCP listener on a runtime. The error message ends with `remedy`.
 ///
 /// # Errors
 ///
@@ -287,7 +292,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
     }
 }
 
-/// The number of connections that wait to be accepted.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;

@@ -100,7 +100,7 @@ impl EmulatorService {
                 let answer = self.act(&call, work).await;
                 match delay {
                     Duration::ZERO => {}
-                    // Paused time would advance to the end of any sleep.
+                    // If time is paused, tokio would advance it to the end of any sleep.
                     Duration::MAX => future::pending().await,
                     delay => tokio::time::sleep(delay).await,
                 }

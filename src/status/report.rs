@@ -42,8 +42,8 @@ impl fmt::Debug for StatusReport<'_> {
     }
 }
 
-/// Writes a text with escapes for backslashes, and for characters that are not printable: control
-/// characters, other line breaks, and those that change the direction of the text.
+/// Writes a text, and escapes backslashes, combining characters, and characters that are not printable:
+/// control characters, Unicode line separators, and characters that change the direction of the text.
 fn write_escaped(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     for char in text.chars() {
         match char {

@@ -49,8 +49,8 @@ pub(crate) fn local(code: Code, message: impl Into<String>) -> Status {
 /// Records the origin of a status and the delivery of its call, unless they are recorded already. The
 /// source of the status stays reachable.
 ///
-/// A status that has ended a call is recorded again: it is that of an inner call, which a layer or a server
-/// in this process has made.
+/// If the status has already ended a call, origin and delivery are recorded anew: that call was an inner
+/// one, made by a layer or by a server in this process.
 pub(crate) fn mark(mut status: Status, origin: Origin, delivery: Delivery) -> Status {
     if source(&status).is_none_or(|source| source.spent.is_some()) {
         let has_source = status.source().is_some();

@@ -77,7 +77,7 @@ impl Connector {
         })
     }
 
-    /// Returns the address of the server, and the proxy, for messages.
+    /// Returns the address of the server, and of the proxy if there is one, for error messages.
     fn target(&self) -> String {
         #[cfg(feature = "proxy")]
         if let Some(proxy) = &self.proxy {

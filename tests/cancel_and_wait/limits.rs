@@ -59,7 +59,7 @@ async fn the_limit_covers_the_cancel_call_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_it_ends_after_5_minutes() {
+async fn without_a_total_timeout_cancel_and_wait_ends_after_5_minutes() {
     let emulator = Emulator::in_process().expect("a runtime");
     emulator.start_operation(NAME).expect("a new name");
     emulator.on_cancel(CancelBehavior::Ignore);

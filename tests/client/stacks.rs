@@ -234,7 +234,7 @@ async fn a_channel_under_an_async_filter_is_a_stack() {
     assert_eq!((status.code(), status.message(), status.origin()), expected);
 }
 
-/// A struct whose client is over the default transport with layers, or over an emulator in process.
+/// A struct whose client uses the default transport with layers, or an in-process emulator.
 #[derive(Clone)]
 struct Jobs {
     operations: OperationsClient<BoxGrpcStack>,
@@ -267,7 +267,7 @@ async fn boxed_clients_have_one_type_and_their_futures_can_be_spawned() {
         call.await.expect("no panic").expect("it is there");
     }
 
-    // The codes and origins are those of the client without a box.
+    // The codes and origins are the same as those of a client that is not boxed.
     emulator.delay(Method::Get, Duration::MAX);
     let status = layered.get_operation(NAME).await.expect_err("too late");
     assert_eq!(

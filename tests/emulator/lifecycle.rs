@@ -194,7 +194,7 @@ async fn a_stopped_emulator_refuses_connections_until_it_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn restarts_and_stops_at_the_same_time_do_not_disturb_each_other() {
+async fn concurrent_restarts_and_stops_do_not_interfere_with_each_other() {
     let emulator = Arc::new(Emulator::start().await.expect("a free port"));
     for _ in 0..200 {
         let restart = || {
@@ -220,7 +220,7 @@ async fn restarts_and_stops_at_the_same_time_do_not_disturb_each_other() {
     TcpListener::bind(("127.0.0.1", emulator.port())).expect("the port is free");
 }
 
-/// A server belongs to the runtime of its emulator, whoever restarts it.
+/// The server runs on the runtime of its emulator, regardless of which thread restarts it.
 #[test]
 fn an_emulator_can_be_restarted_from_another_runtime_or_from_none() {
     let home = tokio::runtime::Runtime::new().expect("a runtime");

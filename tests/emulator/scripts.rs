@@ -353,7 +353,7 @@ async fn the_delay_of_a_function_is_added_to_the_delay_of_the_method() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longest_delay_never_ends_even_if_time_is_paused() {
+async fn a_delay_of_duration_max_never_ends_even_if_time_is_paused() {
     let emulator = Emulator::in_process().expect("a runtime");
     emulator.start_operation(NAME).expect("it is the first");
     emulator.delay(Method::Get, Duration::MAX);
