@@ -244,7 +244,7 @@ struct Jobs {
 async fn boxed_clients_have_one_type_and_their_futures_can_be_spawned() {
     let emulator = emulator().await;
     let client = over_its_own_stack(&emulator).map_stack(|stack| {
-        let layers = ServiceBuilder::new().timeout(Duration::from_millis(300));
+        let layers = ServiceBuilder::new().timeout(Duration::from_secs(1));
         layers.concurrency_limit(2).service(stack)
     });
     let layered = client.boxed();
