@@ -101,7 +101,7 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
         Ok(match (end, poller.latest()) {
             (Ok(state), _) => CancelOutcome::of(state),
             (Err(status), _) if status.code() == Code::NotFound => CancelOutcome::NotFound,
-            // Any other DEADLINE_EXCEEDED is ridden on: this is the limit.
+            // This is the total timeout: polling continues after any other DEADLINE_EXCEEDED.
             (Err(status), Some(state)) if status.code() == Code::DeadlineExceeded => {
                 CancelOutcome::Running(state.clone())
             }
@@ -113,34 +113,34 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
 /// The total timeout of `cancel_and_wait` if the policy sets none.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What became of an operation whose cancellation was asked for.
+/// The outcome of a cancellation, returned by [`OperationsClient::cancel_and_wait`].
 ///
-/// Each variant is what was said, never a guess. Services that report a cancellation in a
-/// way of their own, say within the response, show as what they sent.
+/// Each variant reports what the server returned. If a service reports a cancellation in its own way, for
+/// example in the response, the outcome is the one that it sent.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CancelOutcome {
-    /// It was cancelled: its error is `CANCELLED`.
+    /// The operation was cancelled: its error is `CANCELLED`.
     Cancelled(Operation),
-    /// It completed despite the request, or had before: it has a response.
+    /// The operation completed, before or despite the cancellation: it has a response.
     Succeeded(Operation),
-    /// It failed: it has another error.
+    /// The operation failed: it has another error.
     Failed(Operation),
-    /// It is done, and the server set neither a response nor an error: how it ended is not known.
+    /// The operation is done, but the server set neither a response nor an error, so its outcome is not known.
     DoneWithoutResult(Operation),
-    /// The time was up; this is its last state seen since the server took the request.
+    /// The total timeout has passed. This is the last state that was received after the cancel call.
     Running(Operation),
-    /// The server took the request, and a look ended in `NOT_FOUND`, whoever said it. Unless a
-    /// layer of one's own did, the server has forgotten the operation since, or takes requests for
-    /// names that it never knew, as some do.
+    /// The server accepted the cancel call, and a poll ended with `NOT_FOUND`. Unless a custom layer returned
+    /// this status, the server has deleted the operation since, or it accepts cancel calls for unknown names,
+    /// as some servers do.
     NotFound,
-    /// The server took the request, but to look at the operation failed for good, or brought no
-    /// answer before the time was up: how it is or how it ended is not known.
+    /// The server accepted the cancel call, but polling failed permanently, or no state was received within
+    /// the total timeout. The state of the operation is not known.
     Unknown(Status),
 }
 
 impl CancelOutcome {
-    /// Returns the operation as it was seen last, if it was.
+    /// Returns the last known state of the operation, if there is one.
     pub fn operation(&self) -> Option<&Operation> {
         match self {
             Self::Cancelled(state)

@@ -28,7 +28,8 @@ use crate::{
     transport::Transport,
 };
 
-/// A client of `google.longrunning.Operations`. Clones are cheap and share everything.
+/// A client of `google.longrunning.Operations`. Clones are cheap, and share the connections and the
+/// credentials.
 ///
 /// Each method takes the operation's name, an [`Operation`], a request message, or a whole
 /// [`tonic::Request`] with metadata, a timeout, and a retry policy:

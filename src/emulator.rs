@@ -235,7 +235,7 @@ impl fmt::Debug for Emulator {
     }
 }
 
-/// Settles how an [`Emulator`] serves.
+/// A builder for an [`Emulator`] with a certain port or a limit on streams.
 #[derive(Clone, Debug, Default)]
 pub struct EmulatorBuilder {
     port: u16,
@@ -243,14 +243,15 @@ pub struct EmulatorBuilder {
 }
 
 impl EmulatorBuilder {
-    /// Sets the port on 127.0.0.1. Default is 0: any free one.
+    /// Sets the port on 127.0.0.1. Defaults to 0, which means any free port.
     #[must_use]
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
-    /// Sets how many calls at once a connection may carry, as it is announced to clients; calls
-    /// beyond it are refused (`REFUSED_STREAM`). Google's front ends allow 100. Default is no limit.
+    /// Sets the maximum number of concurrent streams on a connection, as announced to clients.
+    ///
+    /// Further calls are refused with `REFUSED_STREAM`. Google's front ends allow 100. Defaults to no limit.
     #[must_use]
     pub fn max_concurrent_streams(self, limit: usize) -> Self {
         Self {
@@ -259,7 +260,7 @@ impl EmulatorBuilder {
         }
     }
 
-    /// Starts to serve.
+    /// Starts the emulator.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! How a client is set: credentials, timeouts, retries, and the sizes of messages.
+//! The settings of a client: credentials, timeouts, retries, and limits on sizes.
 
 use std::time::Duration;
 
@@ -47,12 +47,12 @@ impl Settings {
 /// The timeout of a call in the published service config.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long calls may take.
+/// The timeout of calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Timeout {
-    /// What the user has set.
+    /// The timeout that the user has set.
     pub(crate) set: Option<Duration>,
-    /// What counts otherwise, but not for a Wait, which takes as long as it takes.
+    /// The timeout if the user has set none. It does not apply to WaitOperation.
     default: Option<Duration>,
 }
 
@@ -63,10 +63,10 @@ impl Timeout {
 }
 
 impl<S> OperationsClient<S> {
-    /// Sets how long a call may take, all its attempts together.
+    /// Sets the timeout of a call, which includes all its attempts.
     ///
-    /// A timeout that the [`tonic::Request`] carries replaces it. A Wait whose message has a
-    /// timeout may take that and 10 seconds instead.
+    /// The timeout of a [`tonic::Request`] replaces it. The timeout of a WaitOperation whose message contains
+    /// one is 10 seconds longer than that.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout.set = Some(timeout);
@@ -111,29 +111,34 @@ impl<S> OperationsClient<S> {
         self.settings.auth.as_ref()
     }
 
-    /// Sets which failed calls are retried. Defaults to the published policy for a client that
-    /// [`builder`](OperationsClient::builder) made, and to no retries for one that
-    /// [`new`](Self::new) made.
+    /// Sets the retry policy.
     ///
     /// A stack that retries calls itself needs no policy here.
+    ///
+    /// Defaults to the published policy for a client from [`builder`](OperationsClient::builder), and to no
+    /// retries for a client from [`new`](Self::new).
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = Some(Retry::new(policy));
         self
     }
 
-    /// Sets how many bytes an answer may have. Default is 4 MiB.
+    /// Sets the maximum size of a response in bytes.
     ///
-    /// A larger one is `RESOURCE_EXHAUSTED`.
+    /// A call whose response is larger ends with `RESOURCE_EXHAUSTED`.
+    ///
+    /// Defaults to 4 MiB.
     #[must_use]
     pub const fn max_decoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_decoding_message_size = Some(bytes);
         self
     }
 
-    /// Sets how many bytes a request may have. Default is no limit.
+    /// Sets the maximum size of a request in bytes.
     ///
-    /// A larger one is `RESOURCE_EXHAUSTED`; nothing is sent.
+    /// A call whose request is larger ends with `RESOURCE_EXHAUSTED`; nothing is sent.
+    ///
+    /// Defaults to no limit.
     #[must_use]
     pub const fn max_encoding_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_encoding_message_size = Some(bytes);
@@ -175,11 +180,11 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Sees to it that a call ends: within what it or the client has for a timeout, else within
-    /// the 10 s that are published; and within what its caller has left.
+    /// Sets the timeout of a request: its own, or else that of the client, or else the published 10 s, but at
+    /// most the time that its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {
         let Ok(own) = deadline::timeout_in(request.metadata().as_ref()) else {
-            return; // the call will be refused for it
+            return; // the call will fail because of it
         };
         let own = own.or(self.settings.timeout.any()).unwrap_or(TIMEOUT);
         let timeout = left.map_or(own, |left| left.min(own));

@@ -64,11 +64,13 @@ impl Drop for Leave<'_> {
 }
 
 impl<S> OperationsClient<S> {
-    /// Sets how many WaitOperations of [pollers](crate::Poller) may be under way at once, those of
-    /// clones included. Pollers beyond that look with GetOperation, and so do all with 0. Default is
-    /// 50, half of the streams that Google's front ends allow on a connection.
+    /// Sets the maximum number of concurrent WaitOperation calls of [pollers](crate::Poller), including those
+    /// of clones.
     ///
-    /// Over this crate's own connections they never take more than half of the streams.
+    /// Further pollers use GetOperation. With 0, all of them do. Over the default transport, these calls never
+    /// occupy more than half of the streams.
+    ///
+    /// Defaults to 50, half of the streams that Google's front ends allow on a connection.
     #[must_use]
     pub const fn max_concurrent_waits(mut self, waits: usize) -> Self {
         self.settings.max_waits = Some(waits);
