@@ -24,7 +24,10 @@ use http::HeaderValue;
 use tonic::Status;
 
 use self::failure::{may_be_secret, refused};
-pub(crate) use self::{failure::of_call, interceptor::SentToken};
+pub(crate) use self::{
+    failure::of_call,
+    interceptor::{SentToken, WeakToken},
+};
 pub use self::{
     interceptor::{AuthInterceptor, TokenStatus},
     token::{CallCredentials, Token},

@@ -7,7 +7,7 @@ mod proxy;
 #[cfg(feature = "_tls")]
 mod tls;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, Uri,
@@ -22,7 +22,8 @@ use self::tls::TlsSettings;
 use self::{auth::Auth, endpoint::Endpoint};
 use crate::{
     auth::{AuthInterceptor, Credentials},
-    client::{OperationsClient, Settings, Template},
+    client::{OperationsClient, Server, Settings, Template},
+    recorder::Recorder,
     retry::{Retry, RetryPolicy},
     status::local,
     transport::{Connector, Dial, PoolConfig, Transport},
@@ -359,6 +360,38 @@ impl ClientBuilder {
         self
     }
 
+    /// Sets a recorder, which receives measurements of calls, attempts and polls.
+    ///
+    /// For OpenTelemetry, use `OpenTelemetryRecorder` (requires the feature `opentelemetry`). This replaces the
+    /// recorder that was set before; a `Vec` of recorders combines several.
+    ///
+    /// Defaults to none.
+    pub fn recorder(mut self, recorder: Arc<dyn Recorder>) -> Self {
+        self.settings.recorder = Some(recorder);
+        self
+    }
+
+    /// Sets a propagator, which adds the trace context to the headers of each attempt.
+    ///
+    /// For example, `TraceContextPropagator` adds the header `traceparent`, see
+    /// [W3C Trace Context](https://www.w3.org/TR/trace-context/).
+    ///
+    /// The propagator receives the current [`Context`](opentelemetry::Context). With the feature `tracing` and the
+    /// layer of `tracing-opentelemetry`, that is the context of the attempt's span. A transparent retry sends the
+    /// headers of the attempt that it repeats. If the metadata of a request already contains one of the headers,
+    /// none is added. The headers are marked as sensitive, so that HPACK does not index them; their `Debug` output
+    /// is therefore redacted.
+    ///
+    /// Requires the feature `opentelemetry`. Defaults to none: servers receive no trace context.
+    #[cfg(feature = "opentelemetry")]
+    pub fn propagator(
+        mut self,
+        propagator: impl opentelemetry::propagation::TextMapPropagator + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.propagator = crate::propagation::Propagator::new(propagator);
+        self
+    }
+
     /// Sets a custom connector, which opens the byte stream to the server, for example over a Unix socket,
     /// through a proxy, or over a pipe within the process.
     ///
@@ -431,8 +464,10 @@ impl ClientBuilder {
         let auth = self.take_auth()?;
         let client = self.client()?;
         let auth = auth.interceptor()?.first_token().await?;
+        let client = auth::add(client, auth);
+        client.report_created();
         client.stack().connect().await?;
-        Ok(auth::add(client, auth))
+        Ok(client)
     }
 
     /// Makes a client that connects with its first call, and fetches its first token meanwhile.
@@ -444,7 +479,9 @@ impl ClientBuilder {
     pub fn connect_lazy(mut self) -> Result<OperationsClient<Transport>, Status> {
         let auth = self.take_auth()?;
         let client = self.client()?;
-        Ok(auth::add(client, auth.interceptor()?))
+        let client = auth::add(client, auth.interceptor()?);
+        client.report_created();
+        Ok(client)
     }
 
     fn check_counts(&self) -> Result<(), Status> {
@@ -468,10 +505,10 @@ impl ClientBuilder {
         let mut settings = self.settings.clone();
         settings.plaintext_error = self.plaintext();
         let transport = self.transport()?;
-        let capacity = transport.capacity();
+        let server = Server::new(transport.endpoint());
         settings.headers = Template::new(Some(transport.user_agent()));
-        let client = OperationsClient::new(transport);
-        Ok(client.with_settings(settings).with_capacity(capacity))
+        let client = OperationsClient::over_transport(transport, server);
+        Ok(client.with_settings(settings))
     }
 
     fn transport(self) -> Result<Transport, Status> {

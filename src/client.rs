@@ -5,8 +5,10 @@ mod boxed;
 mod call;
 mod header;
 mod message;
+mod observed;
 mod rpc;
 mod settings;
+mod shared;
 mod unary;
 mod waits;
 
@@ -17,8 +19,8 @@ use tonic::{IntoRequest, Status, body::Body, client::GrpcService};
 use tower::BoxError;
 
 pub use self::boxed::BoxGrpcStack;
-use self::waits::Waits;
-pub(crate) use self::{header::Template, settings::Settings};
+use self::shared::Shared;
+pub(crate) use self::{header::Template, settings::Settings, shared::Server};
 use crate::{
     operation::Operation,
     proto::{
@@ -81,7 +83,7 @@ use crate::{
 pub struct OperationsClient<S = Transport> {
     stack: S,
     settings: Settings,
-    waits: Arc<Waits>,
+    shared: Arc<Shared>,
 }
 
 /// A tower service that carries gRPC calls: a [`Channel`], an [`InterceptedService`], a generated
@@ -178,7 +180,8 @@ impl<S> OperationsClient<S> {
     /// # }
     /// ```
     ///
-    /// The type of the new stack contains the types of all its layers. [`boxed`](Self::boxed) erases it.
+    /// The type of the new stack contains the types of all its layers. [`boxed`](Self::boxed) erases it. Spans,
+    /// metrics and [`stats`](Self::stats) keep the server address and the connections of the original stack.
     ///
     /// A tower `Timeout` layer also ends the `WaitOperation` calls of pollers, which take up to a minute. Use
     /// [`timeout`](Self::timeout) instead, or set a [`wait_timeout`](crate::PollPolicy::wait_timeout) that is
@@ -188,7 +191,7 @@ impl<S> OperationsClient<S> {
         OperationsClient {
             stack: layer(self.stack),
             settings: self.settings,
-            waits: self.waits,
+            shared: self.shared,
         }
     }
 }
@@ -205,7 +208,7 @@ impl<S: GrpcStack> OperationsClient<S> {
         Self {
             stack,
             settings: Settings::default(),
-            waits: Arc::default(),
+            shared: Arc::default(),
         }
     }
 

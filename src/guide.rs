@@ -3,6 +3,9 @@
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
 
+#[doc = include_str!("guide/observability.md")]
+pub mod observability {}
+
 #[doc = include_str!("guide/patterns.md")]
 pub mod patterns {}
 

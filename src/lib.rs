@@ -52,6 +52,7 @@
 //! | know how each failure ends | [`Transport`](Transport#faults) |
 //! | handle an error, or write it to a log | [`CallStatusExt`], [`StatusReport`], [`Origin`], [`Delivery`] |
 //! | use the generated messages and stubs | [`proto`] |
+//! | trace calls, record metrics, or read the state of a client | the guide [`observability`](guide::observability), [`OperationsClient::stats`], [`Recorder`] |
 //! | test your code without a server | the module `emulator` (requires the feature `emulator`), the guide [`testing`](guide::testing) |
 //! | solve a common task, or move from another client | the module [`guide`] |
 //!
@@ -68,7 +69,8 @@
 //! | `tls-webpki-roots` | | the root certificates of Mozilla, compiled in |
 //! | `proxy` | | `ClientBuilder::proxy_from_env`, for HTTP proxies |
 //! | `rustls` | | `ClientBuilder::rustls_config`, which takes a complete rustls 0.23 configuration |
-//! | `tracing` | | events with target `longrunning` for connections, retries and token renewals: at level DEBUG, and WARN for failed token renewals, rejected tokens, unreadable credentials files and `too_many_pings` |
+//! | `tracing` | | [spans](guide::observability#spans) of calls, attempts and waits, and [events](guide::observability#events) of connections, retries and tokens |
+//! | `opentelemetry` | | `OpenTelemetryRecorder`, which records [metrics](guide::observability#metrics), and `ClientBuilder::propagator`, which sends the trace context to servers; requires the crate `opentelemetry` 0.33, and a later release of this crate may require a later version |
 //! | `gzip` | | decoding of gzip-compressed responses, advertised to servers in `grpc-accept-encoding` |
 //! | `emulator` | | the module `emulator`, and the raw server stub in [`proto`] |
 //!
@@ -95,15 +97,22 @@ mod expiry;
 #[cfg(all(doc, any(not(doctest), feature = "emulator")))]
 pub mod guide;
 mod list;
+#[cfg(feature = "opentelemetry")]
+mod metrics;
 mod operation;
 mod poll;
+mod propagation;
 pub mod proto;
+mod recorder;
 mod retry;
+mod stats;
 mod status;
 mod task;
 mod trace;
 mod transport;
 
+#[cfg(feature = "opentelemetry")]
+pub use self::metrics::OpenTelemetryRecorder;
 pub use self::{
     auth::{AuthInterceptor, CallCredentials, Credentials, Token, TokenStatus},
     builder::ClientBuilder,
@@ -112,7 +121,14 @@ pub use self::{
     list::OperationStream,
     operation::{Operation, Outcome, location},
     poll::{PollPolicy, Poller},
-    retry::{AttemptTimeout, RetryPolicy},
+    recorder::{
+        AttemptEnded, AttemptStarted, CallEnded, OperationDone, OutcomeKind, PollEnded, PollMethod,
+        Recorder,
+    },
+    retry::{AttemptTimeout, RetryPolicy, ThrottleStats},
+    stats::{Stats, StatsSource},
     status::{CallStatusExt, Delivery, Origin, StatusReport},
-    transport::{ResponseBody, ResponseFuture, Transport},
+    transport::{
+        ConnectionStats, ResponseBody, ResponseFuture, Transport, TransportStats, TransportTotals,
+    },
 };

@@ -21,6 +21,7 @@ use crate::{
     proto::{ListOperationsRequest, ListOperationsResponse},
     status::{Delivery, local, with_delivery},
     task::Task,
+    trace,
     transport::Transport,
 };
 
@@ -213,7 +214,9 @@ impl<S: GrpcStack + Sync> Stream for OperationStream<S> {
                 Next::Call => this.next = Next::Call,
             }
             let mut call = this.call.take();
-            let page = Task::poll_in(&mut call, cx, || Task::spawn(this.next_page()));
+            let page = Task::poll_in(&mut call, cx, || {
+                Task::spawn(trace::in_current_span(this.next_page()))
+            });
             this.call = call;
             match ready!(page).and_then(|page| page) {
                 Ok(page) => this.turn_to(page),

@@ -2,6 +2,7 @@
 
 mod failure;
 mod look;
+mod observed;
 mod policy;
 mod states;
 mod step;
@@ -12,9 +13,9 @@ use futures_core::Stream as _;
 use tokio::time::Instant;
 use tonic::{IntoRequest, Status};
 
-use self::look::Seen;
 pub(crate) use self::look::Target;
 pub use self::policy::PollPolicy;
+use self::{look::Seen, observed::ObservedWait};
 use crate::{
     client::{GrpcStack, OperationsClient},
     operation::Operation,
@@ -137,6 +138,8 @@ pub struct Poller<S = Transport> {
     failure: Option<Status>,
     /// Whether the stream has come to its end.
     ended: bool,
+    /// `None` before the first poll, and once the wait has ended.
+    observed: Option<ObservedWait>,
 }
 
 impl<S: GrpcStack + Sync> OperationsClient<S> {
@@ -186,6 +189,7 @@ impl<S: GrpcStack + Sync> Poller<S> {
             latest: None,
             failure: None,
             ended: false,
+            observed: None,
         }
     }
 

@@ -8,8 +8,9 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Extensions, Status};
 
-pub(crate) use self::attempt::Attempt;
-use self::throttle::{Limits, Throttle};
+use self::throttle::Limits;
+pub use self::throttle::ThrottleStats;
+pub(crate) use self::{attempt::Attempt, throttle::Throttle};
 use crate::{
     backoff::Backoff,
     status::{CallStatusExt as _, Delivery, Origin, ServerDelay, retry, with_delivery},
@@ -331,6 +332,10 @@ impl Retry {
         Some(Cow::Owned(retry))
     }
 
+    pub(crate) fn throttle(&self) -> Option<&Arc<Throttle>> {
+        self.throttle.as_ref()
+    }
+
     /// Disables retries of a `RESOURCE_EXHAUSTED` with a delay, unless `codes` contains it.
     pub(crate) fn without_quota(mut self) -> Self {
         self.policy.quota = false;
@@ -342,6 +347,7 @@ impl Retry {
         &self,
         first: Attempt,
         mut attempt: impl FnMut(Attempt) -> F,
+        observer: &impl AttemptObserver,
     ) -> Result<T, Status>
     where
         F: Future<Output = Result<T, Status>>,
@@ -353,11 +359,12 @@ impl Retry {
         loop {
             let this = first.again(attempts, begun, self.policy.attempt_timeout);
             let result = attempt(this).await;
+            observer.attempt_ended(&result);
             attempts += 1;
             let status = match result {
                 Ok(answer) => {
                     if let Some(throttle) = throttle {
-                        throttle.succeeded();
+                        observer.in_call(|| throttle.succeeded());
                     }
                     return Ok(answer);
                 }
@@ -368,9 +375,10 @@ impl Retry {
             let is_retryable = has_timed_out || self.policy.retries(&status, asked);
             // A pushback that forbids a retry takes a token whatever the code, see gRFC A6.
             let takes_token = is_retryable || asked == Some(ServerDelay::NoRetry);
-            let is_throttled = takes_token && throttle.is_some_and(|throttle| !throttle.failed());
+            let is_throttled = takes_token
+                && throttle.is_some_and(|throttle| !observer.in_call(|| throttle.failed()));
             let is_safe = self.policy.is_idempotent || status.delivery() == Some(Delivery::NotSent);
-            if !is_retryable || !is_safe || is_throttled {
+            if !is_retryable || !is_safe {
                 return Err(status);
             }
             let delay = self
@@ -389,7 +397,11 @@ impl Retry {
             let Some(delay) = delay.filter(|delay| in_time(*delay)) else {
                 return Err(status);
             };
-            trace::retrying(attempts, &status, delay);
+            if let Some(throttle) = throttle.filter(|_| is_throttled) {
+                throttle.suppressed();
+                return Err(status);
+            }
+            observer.in_call(|| trace::retrying(attempts, &status, delay));
             sleep(delay).await;
             // If the runtime was busy, the sleep may have taken longer than the delay.
             if !in_time(Duration::ZERO) {
@@ -398,6 +410,14 @@ impl Retry {
             begun = Instant::now();
         }
     }
+}
+
+/// Observes the attempts of a call.
+pub(crate) trait AttemptObserver {
+    fn attempt_ended<T>(&self, result: &Result<T, Status>);
+
+    /// Calls a function that emits events of the call.
+    fn in_call<T>(&self, f: impl FnOnce() -> T) -> T;
 }
 
 /// Extends the delivery of a status to the earlier attempts, and updates `earlier` for the next one. A
@@ -418,6 +438,14 @@ mod tests {
         deadline::Deadline,
         status::{local, mark},
     };
+
+    impl AttemptObserver for () {
+        fn attempt_ended<T>(&self, _: &Result<T, Status>) {}
+
+        fn in_call<T>(&self, f: impl FnOnce() -> T) -> T {
+            f()
+        }
+    }
 
     fn of_server(code: Code) -> Status {
         mark(Status::new(code, ""), Origin::Server, Delivery::Answered)
@@ -489,11 +517,15 @@ mod tests {
     #[tokio::test]
     async fn a_pushback_that_forbids_a_retry_takes_a_token_with_every_code() {
         let retry = Retry::new(RetryPolicy::default().throttle(2, 0.1));
-        let result = retry.run(first(), |_| {
-            let mut denied = Status::permission_denied("no");
-            *denied.metadata_mut() = with_pushback("-1").metadata().clone();
-            std::future::ready(Err::<(), _>(denied))
-        });
+        let result = retry.run(
+            first(),
+            |_| {
+                let mut denied = Status::permission_denied("no");
+                *denied.metadata_mut() = with_pushback("-1").metadata().clone();
+                std::future::ready(Err::<(), _>(denied))
+            },
+            &(),
+        );
         assert_eq!(
             result.await.expect_err("it fails").code(),
             Code::PermissionDenied
@@ -504,7 +536,7 @@ mod tests {
             attempts.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Err::<(), _>(unavailable()))
         };
-        retry.run(first(), fail).await.expect_err("it fails");
+        retry.run(first(), fail, &()).await.expect_err("it fails");
         assert_eq!(attempts.into_inner(), 1);
     }
 
@@ -519,7 +551,7 @@ mod tests {
             }))
         };
         let result = Retry::new(RetryPolicy::default())
-            .run(first(), attempt)
+            .run(first(), attempt, &())
             .await;
         result.expect_err("it always fails");
         let delays: Vec<u128> = times
@@ -557,14 +589,17 @@ mod tests {
         };
         let retry = Retry::new(RetryPolicy::default());
         let begin = Instant::now();
-        retry.run(first(), fail).await.expect_err("it always fails");
+        retry
+            .run(first(), fail, &())
+            .await
+            .expect_err("it always fails");
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 5);
         let waited = begin.elapsed(); // 0.5, 1, 2, 4 seconds
         assert!((seconds(6.0)..seconds(9.1)).contains(&waited), "{waited:?}");
 
         let begin = Instant::now();
         let call = Attempt::first(begin, Deadline::after(seconds(2.5), begin));
-        let status = retry.run(call, fail).await.expect_err("it fails");
+        let status = retry.run(call, fail, &()).await.expect_err("it fails");
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 3);
         assert!(begin.elapsed() < seconds(2.5), "it does not wait in vain");
@@ -579,14 +614,14 @@ mod tests {
         };
         let retry = Retry::new(RetryPolicy::default().throttle(100, 0.1));
         for _ in 0..1_000 {
-            let _ = retry.clone().run(first(), fail).await;
+            let _ = retry.clone().run(first(), fail, &()).await;
         }
         let throttled = attempts.swap(0, Ordering::Relaxed);
         assert!((1_000..1_050).contains(&throttled), "{throttled}");
 
         let retry = Retry::new(RetryPolicy::default());
         for _ in 0..1_000 {
-            let _ = retry.clone().run(first(), fail).await;
+            let _ = retry.clone().run(first(), fail, &()).await;
         }
         assert_eq!(attempts.into_inner(), 5_000);
     }

@@ -5,7 +5,7 @@ mod report;
 mod server_delay;
 mod source;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use prost::{Message, Name};
 use tonic::{Code, Status};
@@ -176,6 +176,16 @@ pub enum Origin {
     Transport,
 }
 
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Transport => "transport",
+        })
+    }
+}
+
 /// Whether a server may have processed a call.
 ///
 /// Exhaustive: none has processed it, or one may have, or a response arrived.
@@ -197,6 +207,16 @@ pub enum Delivery {
     /// It is the response to the last attempt. An earlier attempt may have been processed although no
     /// response to it arrived: then an error does not mean that nothing was done.
     Answered,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotSent => "not sent",
+            Self::MaybeSent => "maybe sent",
+            Self::Answered => "answered",
+        })
+    }
 }
 
 impl CallStatusExt for Status {
@@ -249,14 +269,19 @@ impl CallStatusExt for Status {
     }
 
     fn code_name(&self) -> &'static str {
-        // The two enums have the same numbers, which a test holds.
-        rpc::Code::try_from(i32::from(self.code())).map_or("UNKNOWN", |code| code.as_str_name())
+        code_name(self.code())
     }
 
     fn detail<M: Message + Name + Default>(&self) -> Option<M> {
         let status = rpc::Status::decode(self.details()).ok()?;
         status.details.iter().find_map(|any| any.to_msg().ok())
     }
+}
+
+/// Returns the name of a code, as the proto spells it.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    // The two enums have the same numbers, which a test verifies.
+    rpc::Code::try_from(i32::from(code)).map_or("UNKNOWN", |code| code.as_str_name())
 }
 
 mod sealed {

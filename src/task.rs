@@ -17,10 +17,7 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use crate::{
-    status::{Delivery, Origin, caused, local},
-    trace,
-};
+use crate::status::{Delivery, Origin, caused, local};
 
 #[derive(Debug)]
 pub(crate) struct Task<T>(JoinHandle<T>);
@@ -32,7 +29,7 @@ impl<T: Send + 'static> Task<T> {
     ///
     /// `FAILED_PRECONDITION`: there is no tokio runtime here.
     pub(crate) fn spawn(future: impl Future<Output = T> + Send + 'static) -> Result<Self, Status> {
-        Ok(Self(runtime("a call")?.spawn(trace::in_span(future))))
+        Ok(Self(runtime("a call")?.spawn(future)))
     }
 
     /// Polls the task in a place, or one made for it. Only a task that goes on is in it afterwards.

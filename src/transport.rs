@@ -14,6 +14,8 @@ mod lifetime;
 mod link;
 mod opening;
 mod pool;
+mod progress;
+mod stats;
 #[cfg(feature = "proxy")]
 mod tunnel;
 mod unary;
@@ -22,7 +24,10 @@ mod waker;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Weak,
+        atomic::{Ordering, fence},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -40,7 +45,6 @@ use tokio::{
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-pub use self::body::ResponseBody;
 #[cfg(feature = "_tls")]
 pub(crate) use self::connector::Tls;
 pub(crate) use self::{
@@ -49,12 +53,19 @@ pub(crate) use self::{
     connector::Connector,
     dial::{Dial, is_localhost},
     pool::PoolConfig,
+    progress::{FailedAttempt, Progress, Sent},
+    stats::Counter,
 };
 use self::{
     body::Collecting,
     call::PendingCall,
     opening::{connect_first, spawn_connection},
     pool::Pool,
+    stats::Counters,
+};
+pub use self::{
+    body::ResponseBody,
+    stats::{ConnectionStats, TransportStats, TransportTotals},
 };
 use crate::{
     deadline::{Deadline, GRPC_TIMEOUT, Stage, Waited, timeout_in},
@@ -169,15 +180,84 @@ impl Transport {
         connect_first(&self.shared.pool, runtime).await
     }
 
+    pub(crate) fn endpoint(&self) -> &Uri {
+        &self.shared.pool.connector.uri
+    }
+
     pub(crate) fn user_agent(&self) -> &HeaderValue {
         &self.shared.user_agent
     }
 
-    /// Returns a function that returns how many streams the connections allow, or `usize::MAX` once the
-    /// transport was dropped.
-    pub(crate) fn capacity(&self) -> impl Fn() -> usize + Send + Sync + 'static + use<> {
-        let pool = Arc::downgrade(&self.shared.pool);
-        move || pool.upgrade().map_or(usize::MAX, |pool| pool.capacity())
+    /// Returns a snapshot of the connections, the queue and the totals.
+    ///
+    /// It locks the pool once, for a time that depends only on the number of connections, so it is cheap enough to
+    /// call every second.
+    ///
+    /// ```
+    /// # #[cfg(not(feature = "emulator"))]
+    /// # fn main() {}
+    /// # #[cfg(feature = "emulator")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tonic::Status> {
+    /// # use longrunning::{OperationsClient, emulator::Emulator};
+    /// # let emulator = Emulator::start().await?;
+    /// # let client = OperationsClient::builder(emulator.endpoint()).connect().await?;
+    /// let stats = client.stack().stats();
+    /// println!("{} of {} streams in use", stats.streams_in_use(), stats.max_streams());
+    /// println!("{} calls queued", stats.queued_calls);
+    /// # assert_eq!(stats.open_connections, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stats(&self) -> TransportStats {
+        self.shared.pool.stats()
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakTransport {
+        WeakTransport {
+            pool: Arc::downgrade(&self.shared.pool),
+            counters: self.shared.pool.counters.clone(),
+        }
+    }
+}
+
+/// A reference to a transport that does not keep its connections open.
+#[derive(Clone, Debug)]
+pub(crate) struct WeakTransport {
+    pool: Weak<Pool>,
+    counters: Arc<Counters>,
+}
+
+impl WeakTransport {
+    /// Returns the total stream limit of the connections; `None` once the transport is dropped.
+    pub(crate) fn capacity(&self) -> Option<usize> {
+        Some(self.pool.upgrade()?.capacity())
+    }
+
+    /// Returns the statistics of the transport. After it is dropped, only `totals` and `open_connections` are set.
+    pub(crate) fn stats(&self) -> TransportStats {
+        if let Some(pool) = self.pool.upgrade() {
+            return pool.stats();
+        }
+        let totals = self.counters.totals();
+        TransportStats {
+            open_connections: totals.open_connections(),
+            totals,
+            ..TransportStats::default()
+        }
+    }
+
+    /// Returns whether the transport has been dropped and all its connections are closed.
+    pub(crate) fn has_ended(&self) -> bool {
+        let is_dropped = self.pool.strong_count() == 0;
+        // The pool was dropped after the last connection was counted as opened.
+        fence(Ordering::Acquire);
+        is_dropped && self.counters.totals().open_connections() == 0
+    }
+
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.pool.ptr_eq(&other.pool)
     }
 }
 
@@ -200,11 +280,11 @@ impl Drop for Transport {
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (connections, queued) = self.shared.pool.counts();
+        let stats = self.stats();
         f.debug_struct("Transport")
             .field("authority", &self.shared.authority)
-            .field("connections", &connections)
-            .field("queued", &queued)
+            .field("connections", &stats.connections.len())
+            .field("queued", &stats.queued_calls)
             .finish()
     }
 }
@@ -302,6 +382,9 @@ impl Shared {
             Some(unary) => (true, unary.is_retry, unary.deadline),
             None => (false, false, None),
         };
+        if let Some(progress) = unary.as_ref().and_then(|unary| unary.progress.as_ref()) {
+            progress.queued(Instant::now());
+        }
         self.set_defaults(&mut head);
         let (reply, response) = oneshot::channel();
         let queued_at = Instant::now();

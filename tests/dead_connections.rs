@@ -85,6 +85,8 @@ async fn a_connection_that_dies_in_silence_is_closed_5_s_after_the_first_deadlin
     );
     assert!((4_500..5_500).contains(&took.as_millis()), "{took:?}");
     assert_eq!(server.listener.accepted(), 1);
+    let totals = client.stack().stats().totals;
+    assert_eq!((totals.keepalive_timeouts, totals.disconnections), (1, 1));
 
     client
         .cancel_operation(NAME)

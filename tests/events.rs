@@ -61,7 +61,7 @@ impl Lines {
 }
 
 #[tokio::test]
-async fn connections_and_retries_are_told() {
+async fn connections_and_retries_emit_events() {
     let lines = Lines::default();
     let _guard = lines.listen();
     let emulator = Emulator::start().await.expect("a free port");
@@ -88,16 +88,17 @@ async fn connections_and_retries_are_told() {
         panic!("three events were expected: {said:?}");
     };
     let port = emulator.port();
-    assert!(
-        connected.ends_with(&format!(" connected to=127.0.0.1:{port}")),
-        "{connected}"
+    let server = format!("127.0.0.1:{port}");
+    let start = format!(
+        "DEBUG longrunning: connected server={server} connection=0 peer={server} max_streams="
     );
-    assert!(
-        retrying.contains(" an attempt failed attempts=1 code=Unavailable wait="),
-        "{retrying}"
-    );
-    let end = format!(" disconnected from=127.0.0.1:{port}");
-    assert!(disconnected.ends_with(&end), "{disconnected}");
+    assert!(connected.contains(&start), "{connected}");
+    let start = "retrying attempts=1 code=\"UNAVAILABLE\" failure=\"later\" delay=";
+    assert!(retrying.contains(start), "{retrying}");
+    let start = format!("DEBUG longrunning: connection closed server={server} connection=0 age=");
+    assert!(disconnected.contains(&start), "{disconnected}");
+    let end = " reason=\"the client was dropped\"";
+    assert!(disconnected.ends_with(end), "{disconnected}");
 }
 
 #[tokio::test]
@@ -130,7 +131,9 @@ async fn a_retry_throttle_reports_when_it_starts_and_when_it_stops() {
     let [started, stopped] = &throttle[..] else {
         panic!("two events were expected: {said:?}");
     };
+    assert!(started.contains(" WARN "), "{started}");
     assert!(started.contains(" retry throttle started"), "{started}");
+    assert!(stopped.contains("DEBUG "), "{stopped}");
     assert!(stopped.contains(" retry throttle stopped"), "{stopped}");
 }
 
@@ -154,7 +157,116 @@ async fn too_many_pings_is_a_warning() {
 }
 
 #[tokio::test]
-async fn calls_that_are_tasks_of_their_own_stay_in_the_callers_span() {
+async fn an_attempt_to_connect_that_fails_is_a_warning() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator.stop().await;
+    let builder = || OperationsClient::builder(emulator.endpoint()).retry(RetryPolicy::none());
+    builder().connect().await.expect_err("nothing listens");
+    let lazy = builder().connect_lazy().expect("a client");
+    let call = lazy.get_operation("operations/1").await;
+    call.expect_err("nothing listens");
+
+    let said = lines.said();
+    let start = format!(
+        "connect failed server=127.0.0.1:{} failure=",
+        emulator.port()
+    );
+    let mut failures = said.iter().filter(|line| line.contains(&start));
+    for _ in 0..2 {
+        let failure = failures.next().expect("one for each client");
+        assert!(failure.contains(" WARN "), "{failure}");
+        assert!(failure.contains("Connection refused"), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn each_connection_that_was_opened_reports_why_it_was_closed() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let emulator = Emulator::start().await.expect("a free port");
+    emulator
+        .start_operation("operations/1")
+        .expect("a new name");
+    let client = OperationsClient::builder(emulator.endpoint())
+        .connect()
+        .await;
+    let client = client.expect("it listens");
+    let get = async || client.get_operation("operations/1").await.expect("known");
+    get().await;
+    emulator.drain_connections();
+    emulator
+        .wait_until(|emulator| emulator.open_connections() == 0)
+        .await;
+    get().await;
+    emulator.abort_connections();
+    get().await;
+    drop(client);
+    emulator
+        .wait_until(|emulator| emulator.open_connections() == 0)
+        .await;
+
+    let said = lines.said();
+    let count = |text: &str| said.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(count(" connected server="), 3, "{said:?}");
+    assert_eq!(count(" connection closed server="), 3, "{said:?}");
+    let drained = "reason=\"the server closed the connection: GOAWAY NO_ERROR";
+    assert_eq!(count(drained), 1, "{said:?}");
+    assert_eq!(count("reason=\"the client was dropped\""), 1, "{said:?}");
+    for connection in 0..3 {
+        assert_eq!(count(&format!(" connection={connection} ")), 2, "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_answer_a_ping_is_a_warning() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let listener = Listener::start(|_, io| async move {
+        let mut peer = Peer::accept(io).await?;
+        peer.call().await?;
+        peer.pongs = false;
+        peer.ignore(Duration::from_secs(60)).await
+    });
+    let builder = OperationsClient::builder(listener.url()).retry(RetryPolicy::none());
+    let client = builder.connect().await.expect("it listens");
+    let hurried = client.clone().timeout(Duration::from_millis(100));
+    let call = hurried.get_operation("operations/1").await;
+    call.expect_err("silence");
+    let call = client.get_operation("operations/1").await;
+    call.expect_err("the connection is closed after 5 seconds");
+
+    let said = lines.said();
+    let closed = "connection closed: keepalive timed out server=127.0.0.1:";
+    let warning = said.iter().find(|line| line.contains(closed));
+    let warning = warning.expect("an event");
+    assert!(warning.contains(" WARN "), "{warning}");
+    assert!(warning.ends_with(" timeout=5s"), "{warning}");
+}
+
+#[test]
+fn the_guide_lists_every_event() {
+    let guide = include_str!("../src/guide/observability.md");
+    let code = include_str!("../src/trace.rs");
+    let calls = code.split("event!(").skip(1);
+    let events = calls.filter_map(|call| {
+        let (arguments, _) = call.split_once(");")?;
+        let level = arguments.trim_start().split(',').next()?;
+        let message = arguments.rsplit('"').nth(1)?;
+        Some((level, message))
+    });
+    let events = events.filter(|(level, _)| ["DEBUG", "WARN"].contains(level));
+    let events: Vec<_> = events.collect();
+    assert_eq!(events.len(), 12, "{events:?}");
+    for (level, message) in events {
+        let row = format!("| `{message}` | {level} |");
+        assert!(guide.contains(&row), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn calls_that_are_spawned_as_tasks_stay_in_the_callers_span() {
     let lines = Lines::default();
     let _guard = lines.listen();
     let emulator = Emulator::start().await.expect("a free port");
@@ -184,13 +296,11 @@ async fn calls_that_are_tasks_of_their_own_stay_in_the_callers_span() {
         .await;
 
     let said = lines.said();
-    let retries = said
-        .iter()
-        .filter(|line| line.contains("an attempt failed"));
+    let retries = said.iter().filter(|line| line.contains(" retrying "));
     let retries: Vec<_> = retries.collect();
     assert_eq!(retries.len(), 3, "{said:?}");
     for retry in retries {
-        assert!(retry.contains(" request: longrunning: "), "{retry}");
+        assert!(retry.contains(" request:"), "{retry}");
     }
 }
 
@@ -220,10 +330,10 @@ async fn the_events_of_a_token_contain_no_secret() {
         panic!("two events were expected: {said:?}");
     };
     assert!(
-        failed.contains(" token refresh failed code=Unavailable failure=\"not yet\" retry_in="),
+        failed.contains(" token refresh failed code=\"UNAVAILABLE\" failure=\"not yet\" retry_in="),
         "{failed}"
     );
-    assert!(came.contains(" token refreshed renewed_in="), "{came}");
+    assert!(came.contains(" token refreshed refresh_in="), "{came}");
     assert!(!came.contains("PLANTED-SECRET"), "{came}");
 }
 
@@ -239,12 +349,12 @@ async fn a_rejected_token_is_a_warning() {
     let said = lines.said();
     let rejections = said
         .iter()
-        .filter(|line| line.contains(" WARN longrunning: token rejected by a server renewed_in="));
+        .filter(|line| line.contains(" WARN longrunning: token rejected by a server refresh_in="));
     assert_eq!(rejections.count(), 1, "{said:?}");
 }
 
 #[test]
-fn a_client_that_is_dropped_reports_that_it_disconnected() {
+fn a_client_that_is_dropped_reports_that_its_connection_was_closed() {
     let lines = Lines::default();
     let _guard = lines.listen();
     let servers = tokio::runtime::Runtime::new().expect("a runtime");
@@ -264,10 +374,8 @@ fn a_client_that_is_dropped_reports_that_it_disconnected() {
         panic!("two events were expected: {said:?}");
     };
     let port = emulator.port();
-    assert!(
-        connected.ends_with(&format!(" connected to=127.0.0.1:{port}")),
-        "{connected}"
-    );
-    let end = format!(" disconnected from=127.0.0.1:{port}");
-    assert!(disconnected.ends_with(&end), "{disconnected}");
+    let start = format!(" connected server=127.0.0.1:{port} ");
+    assert!(connected.contains(&start), "{connected}");
+    let start = format!(" connection closed server=127.0.0.1:{port} ");
+    assert!(disconnected.contains(&start), "{disconnected}");
 }

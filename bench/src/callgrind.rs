@@ -5,6 +5,7 @@ use std::{env, process::Command};
 use crate::{
     Result,
     plan::{Length, Plan},
+    record::Record,
     variants::NAMES,
 };
 
@@ -43,6 +44,32 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         println!("{line}");
     }
     Ok(())
+}
+
+/// Prints a line for each variant, separated by tabs: its name, its instructions per call with 1 and with 64 calls
+/// in flight, and its allocations per call.
+pub(crate) fn costs(names: &[String]) -> Result {
+    let plan = |concurrency| Plan {
+        concurrency,
+        ..Plan::default()
+    };
+    for name in names {
+        let (one, many) = (instructions(name, &plan(1))?, instructions(name, &plan(64))?);
+        let allocations = allocations(name, &plan(1))?;
+        println!("{name}\t{one:.0}\t{many:.0}\t{allocations:.1}");
+    }
+    Ok(())
+}
+
+fn allocations(name: &str, plan: &Plan) -> Result<f64> {
+    let plan = Plan {
+        length: Length::Calls(MANY),
+        ..plan.clone()
+    };
+    let mut client = Command::new(env::current_exe()?);
+    let output = client.args(["client", name]).args(plan.arguments()).output()?;
+    let record = Record::parse(&String::from_utf8_lossy(&output.stdout));
+    Ok(record.get("allocations").ok_or("nothing was measured")?)
 }
 
 fn instructions(name: &str, plan: &Plan) -> Result<f64> {

@@ -37,6 +37,10 @@ pub(crate) fn run(arguments: &[String]) -> Result {
         match name.as_str() {
             "raw tonic stub" => measure(server, plan, Raw::connect).await,
             "longrunning" => measure(server, plan, Ours::connect).await,
+            #[cfg(feature = "observability")]
+            "longrunning with metrics" => measure(server, plan, Ours::with_metrics).await,
+            #[cfg(feature = "observability")]
+            "longrunning with spans" => measure(server, plan, Ours::with_spans).await,
             "longrunning on a Channel" => measure(server, plan, Ours::on_channel).await,
             #[cfg(feature = "peers")]
             "gcloud-longrunning" => measure(server, plan, Gcloud::connect).await,

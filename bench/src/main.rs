@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "table" => table::run(&rest),
         "callgrind" => callgrind::run(&rest),
+        "costs" => callgrind::costs(&rest),
         // The parts that the two above start, each in a process of its own.
         "server" => server::run(&rest),
         "client" => client::run(&rest),

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -80,6 +80,8 @@ pub(crate) struct SentToken {
 pub struct TokenStatus {
     /// Whether there is a token that has not expired. A server may still reject it.
     pub is_valid: bool,
+    /// When the last token was fetched; `None` if none has been fetched yet, or if the token is never renewed.
+    pub fetched_at: Option<SystemTime>,
     /// When the last token expires, which may be in the past; `None` if there was none, or if its
     /// expiry is not known.
     pub expires_at: Option<SystemTime>,
@@ -88,6 +90,29 @@ pub struct TokenStatus {
     /// When the next fetch is due; `None` while one is in progress, for a token that is
     /// never renewed, and after the runtime has shut down.
     pub next_fetch: Option<SystemTime>,
+    /// The number of fetches that have succeeded since the interceptor was created.
+    pub fetches_succeeded: u64,
+    /// The number of fetches that have failed since the interceptor was created.
+    pub fetches_failed: u64,
+    /// The number of tokens that a server has rejected before they expired, since the interceptor was created.
+    pub tokens_rejected: u64,
+}
+
+impl TokenStatus {
+    /// Returns the state of a token that was not fetched yet.
+    fn new(signals: &Signals) -> Self {
+        let totals = &signals.totals;
+        Self {
+            is_valid: false,
+            fetched_at: None,
+            expires_at: None,
+            last_failure: None,
+            next_fetch: None,
+            fetches_succeeded: totals.fetches_succeeded.get(),
+            fetches_failed: totals.fetches_failed.get(),
+            tokens_rejected: totals.tokens_rejected.get(),
+        }
+    }
 }
 
 const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
@@ -166,41 +191,38 @@ impl AuthInterceptor {
             .borrow()
             .current
             .as_ref()
-            .map(|it| it.generation);
-        if let Some(token) = current {
-            renewed.signals.reject(token);
+            .map(|it| (it.generation, it.expiry));
+        if let Some((token, expiry)) = current {
+            renewed.signals.reject(token, expiry);
         }
     }
 
     /// Reports that a server answered `UNAUTHENTICATED` to a call that was sent with this token.
     pub(crate) fn rejected_token(&self, sent: SentToken) {
         if let (Headers::Renewed(renewed), Some(token)) = (&self.headers, sent.generation) {
-            renewed.signals.reject(token);
+            renewed.signals.reject(token, sent.expires);
         }
     }
 
     /// Returns the state of the token.
     pub fn status(&self) -> TokenStatus {
-        let fixed = |last_failure: Option<Status>| TokenStatus {
-            is_valid: last_failure.is_none(),
-            expires_at: None,
-            last_failure,
-            next_fetch: None,
-        };
-        let renewed = match &self.headers {
-            Headers::Fixed(_) => return fixed(None),
-            Headers::Renewed(renewed) => renewed,
-        };
-        if let Err(ended) = renewed.ended() {
-            return fixed(Some(ended));
+        match &self.headers {
+            Headers::Fixed(_) => TokenStatus {
+                is_valid: true,
+                ..TokenStatus::new(&Signals::default())
+            },
+            Headers::Renewed(renewed) => renewed.status(),
         }
-        let published = renewed.published.borrow();
-        let current = published.current.as_ref();
-        TokenStatus {
-            is_valid: published.is_valid(),
-            expires_at: current.and_then(|it| it.expiry?.system_time()),
-            last_failure: published.failure.clone(),
-            next_fetch: published.next_fetch.and_then(Expiry::system_time),
+    }
+
+    /// Returns a reference that does not keep the renewal task running; `None` if the token is never renewed.
+    pub(crate) fn downgrade(&self) -> Option<WeakToken> {
+        match &self.headers {
+            Headers::Fixed(_) => None,
+            Headers::Renewed(renewed) => Some(WeakToken {
+                renewed: Arc::downgrade(renewed),
+                signals: renewed.signals.clone(),
+            }),
         }
     }
 
@@ -267,7 +289,51 @@ fn insert(to: &mut HeaderMap, headers: &[(HeaderName, HeaderValue)]) {
     }
 }
 
+/// A reference to a token that does not keep its renewal task running.
+#[derive(Clone)]
+pub(crate) struct WeakToken {
+    renewed: Weak<Renewed>,
+    signals: Arc<Signals>,
+}
+
+impl WeakToken {
+    /// Returns the state of the token. Once its last interceptor is dropped, only the totals are left.
+    pub(crate) fn status(&self) -> TokenStatus {
+        match self.renewed.upgrade() {
+            Some(renewed) => renewed.status(),
+            None => TokenStatus::new(&self.signals),
+        }
+    }
+
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.renewed.strong_count() == 0
+    }
+
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.renewed.ptr_eq(&other.renewed)
+    }
+}
+
 impl Renewed {
+    fn status(&self) -> TokenStatus {
+        let ended = self.ended().err();
+        let published = self.published.borrow();
+        let current = published.current.as_ref();
+        TokenStatus {
+            is_valid: ended.is_none() && published.is_valid(),
+            fetched_at: current.map(|it| it.fetched_at),
+            expires_at: current.and_then(|it| it.expiry?.system_time()),
+            next_fetch: published
+                .next_fetch
+                .filter(|_| ended.is_none())
+                .and_then(Expiry::system_time),
+            last_failure: ended.or_else(|| published.failure.clone()),
+            ..TokenStatus::new(&self.signals)
+        }
+    }
+
     /// Returns the result for a waiting caller; `None` if it should continue to wait.
     fn try_ready(&self) -> Option<Result<(), Status>> {
         if let Err(ended) = self.ended() {

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -28,7 +28,7 @@ use super::{
     failure::{classified, panicked, retry_after, unavailable},
     token::{CallCredentials, Token},
 };
-use crate::{backoff::Backoff, expiry::Expiry, task::runtime, trace};
+use crate::{backoff::Backoff, expiry::Expiry, task::runtime, trace, transport::Counter};
 
 /// The maximum delay before a token of unknown expiry is renewed.
 const RENEW_UNKNOWN: Duration = Duration::from_secs(5 * 60);
@@ -59,9 +59,18 @@ const RENEWAL_FAILED: Backoff = Backoff {
 /// its thread.
 const MAX_FETCHES: usize = 2;
 
-/// What the callers report to the task.
+/// What the task has done since it was started.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) fetches_succeeded: Counter,
+    pub(super) fetches_failed: Counter,
+    pub(super) tokens_rejected: Counter,
+}
+
+/// What the callers report to the task, and what it counts for them.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
+    pub(super) totals: Totals,
     /// The newest token that a server rejected.
     rejected: AtomicU64,
     /// The newest rejected token that was reported to the source.
@@ -70,9 +79,13 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Reports that a server rejected a token.
-    pub(super) fn reject(&self, generation: Generation) {
-        self.rejected.fetch_max(generation.0, Ordering::Relaxed);
+    /// Reports that a server rejected a token, which may have expired since it was sent.
+    pub(super) fn reject(&self, generation: Generation, expiry: Option<Expiry>) {
+        let has_expired = expiry.is_some_and(Expiry::has_passed);
+        let before = self.rejected.fetch_max(generation.0, Ordering::Relaxed);
+        if before < generation.0 && !has_expired {
+            self.totals.tokens_rejected.increment();
+        }
         self.changed.notify_one();
     }
 
@@ -154,6 +167,7 @@ impl Renewal {
     /// Publishes a token, unless the current one is valid for longer. Returns when to renew.
     fn publish(&mut self, token: Token) -> Instant {
         self.failures = 0;
+        self.signals.totals.fetches_succeeded.increment();
         let is_rejected = self.is_rejected();
         let mut renew_after = Duration::ZERO;
         self.publisher.send_modify(|published| {
@@ -169,6 +183,7 @@ impl Renewal {
             self.generation.0 += 1;
             published.current = Some(Current {
                 headers: token.headers,
+                fetched_at: SystemTime::now(),
                 expiry: token.expiry,
                 generation: self.generation,
             });
@@ -187,6 +202,7 @@ impl Renewal {
         let failure = classified(failure);
         trace::token_refresh_failed(&failure, delay);
         self.failures = self.failures.saturating_add(1);
+        self.signals.totals.fetches_failed.increment();
         self.publisher
             .send_modify(|published| drop_in_task(published.failure.replace(failure)));
         Instant::now() + delay
@@ -304,7 +320,7 @@ impl Fetches {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let (source, signals) = (Arc::clone(&self.source), Arc::clone(&self.signals));
         let (mut sender, outcome) = oneshot::channel();
-        spawn(trace::in_span(async move {
+        spawn(trace::in_current_span(async move {
             let _permit = permit;
             if let Some(Generation(rejected)) = rejected
                 && signals.reported.fetch_max(rejected, Ordering::Relaxed) < rejected

@@ -128,7 +128,7 @@ where
                 Err(status) => return Poll::Ready(Some((name, Err(status)))),
             };
             let call = cancel(this.client.clone(), request);
-            let call = this.calls.spawn_on(trace::in_span(call), &runtime);
+            let call = this.calls.spawn_on(trace::in_current_span(call), &runtime);
             this.called.insert(call.id(), name);
         }
         let Some(ended) = ready!(this.calls.poll_join_next_with_id(cx)) else {

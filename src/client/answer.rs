@@ -17,7 +17,7 @@ use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
-use super::message::Message;
+use super::message::{Message, Received};
 use crate::status::{
     CallStatusExt as _, Delivery, Origin, classify, mark, retry, with_delivery, with_retry,
 };
@@ -37,7 +37,7 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 ///
 /// An error that follows Response-Headers is not retried, see
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid).
-pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Bytes, Status>
+pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Received, Status>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
@@ -101,7 +101,7 @@ impl Head {
     }
 }
 
-async fn receive<B>(head: Head, body: B, limit: usize) -> Result<Bytes, Status>
+async fn receive<B>(head: Head, body: B, limit: usize) -> Result<Received, Status>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {

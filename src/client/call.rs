@@ -3,11 +3,8 @@
 use std::{
     future::poll_fn,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::Poll,
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,17 +15,17 @@ use tokio::{
 };
 use tonic::{Code, Request, Status};
 
-use super::{GrpcStack, OperationsClient, header, rpc::Rpc, unary::Call};
+use super::{GrpcStack, OperationsClient, header, observed::ObservedCall, rpc::Rpc, unary::Call};
 use crate::{
     auth::{self, AuthInterceptor},
     deadline::{self, Deadline, Stage, Waited},
-    retry::{Attempt, Retry},
+    retry::{Attempt, AttemptObserver as _, Retry},
     status::{
         self, CallStatusExt as _, Delivery, Origin, caused, classify, local, with_attempts,
         with_delivery, with_retry,
     },
     task::runtime,
-    transport::Unsent,
+    transport::{Progress, Unsent},
 };
 
 /// How long a call without a deadline waits for its first token.
@@ -39,24 +36,47 @@ const MAX_DECODING_MESSAGE_SIZE: usize = 4 << 20;
 
 impl<S: GrpcStack> OperationsClient<S> {
     pub(super) async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
+        let observed = ObservedCall::start(self, request.get_ref());
+        let begun = Instant::now();
+        let mut attempts = 0;
+        let retry = Retry::of_call(request.extensions_mut(), self.settings.retry.as_ref());
+        let result = match self.prepare(request, begun) {
+            Ok((call, first)) => {
+                let mut attempt = |attempt: Attempt| {
+                    attempts += 1;
+                    if attempt.previous > 0 {
+                        self.shared.retries.increment();
+                    }
+                    self.attempt(&call, attempt, &observed)
+                };
+                let result = match retry.as_deref().filter(|_| R::MAY_BE_RETRIED) {
+                    Some(retry) => retry.run(first, &mut attempt, &observed).await,
+                    None => {
+                        let result = attempt(first).await;
+                        observed.attempt_ended(&result);
+                        result
+                    }
+                };
+                result.map_err(|status| with_attempts(status, attempts, begun.elapsed()))
+            }
+            Err(status) => Err(status),
+        };
+        observed.end(&result);
+        result
+    }
+
+    /// Checks a request. Returns the call, and its first attempt.
+    fn prepare<R: Rpc>(
+        &self,
+        request: Request<R>,
+        begun: Instant,
+    ) -> Result<(Call<R>, Attempt), Status> {
         let routing = self.check(&request)?;
         let timeout = deadline::timeout_in(request.metadata().as_ref())?;
         let timeout = timeout.or_else(|| request.get_ref().timeout(self.settings.timeout));
-        let retry = Retry::of_call(request.extensions_mut(), self.settings.retry.as_ref());
-        let begun = Instant::now();
         let call = Call::new(request, routing, self.settings.headers.clone());
         let deadline = timeout.and_then(|timeout| Deadline::after(timeout, begun));
-        let first = Attempt::first(begun, deadline);
-        let mut attempts = 0;
-        let mut attempt = |attempt| {
-            attempts += 1;
-            self.attempt(&call, attempt)
-        };
-        let result = match retry.as_deref().filter(|_| R::MAY_BE_RETRIED) {
-            Some(retry) => retry.run(first, &mut attempt).await,
-            None => attempt(first).await,
-        };
-        result.map_err(|status| with_attempts(status, attempts, begun.elapsed()))
+        Ok((call, Attempt::first(begun, deadline)))
     }
 
     /// Checks a request. Returns its routing header.
@@ -103,7 +123,9 @@ impl<S: GrpcStack> OperationsClient<S> {
         &self,
         call: &Call<R>,
         mut attempt: Attempt,
+        observed: &ObservedCall<'_>,
     ) -> Result<R::Answer, Status> {
+        let progress = observed.start_attempt();
         if let Some(deadline) = attempt.deadline {
             runtime("a call with a timeout")?;
             if deadline.has_passed(attempt.begun) {
@@ -119,9 +141,21 @@ impl<S: GrpcStack> OperationsClient<S> {
                 attempt.extend(waited);
             }
             let mut stack = self.stack.clone();
-            waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits).await?;
-            match self.send(call, stack, &attempt, auth, &waits).await {
+            waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits, observed).await?;
+            // An attempt that may time out before its call has to know whether it is committed.
+            let own = || attempt.has_own_deadline().then(Arc::default);
+            let send = Send {
+                attempt: &attempt,
+                auth,
+                waits: &waits,
+                progress: progress.clone().or_else(own),
+                observed,
+            };
+            match self.send(call, stack, send).await {
                 Err(status) if status::cause::<Unsent>(&status).is_some() => {
+                    if let Some(progress) = &progress {
+                        progress.dequeued(Instant::now());
+                    }
                     // The server may have refused it before its credentials expired in the queue.
                     let unsent = status::cause(&status);
                     attempt.is_resent |= matches!(unsent, Some(Unsent::CredentialsExpired));
@@ -136,15 +170,20 @@ impl<S: GrpcStack> OperationsClient<S> {
         &self,
         call: &Call<R>,
         stack: S,
-        attempt: &Attempt,
-        auth: Option<&AuthInterceptor>,
-        waits: &WaitTimes,
+        send: Send<'_>,
     ) -> Result<R::Answer, Status> {
+        let Send {
+            attempt,
+            auth,
+            waits,
+            progress,
+            observed,
+        } = send;
         let limit = self.settings.max_decoding_message_size;
         let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
-        // Needed only if the attempt may time out before its call.
-        let is_committed = attempt.has_own_deadline().then(Arc::<AtomicBool>::default);
-        let (request, sent) = call.request(attempt, auth, limit, is_committed.as_ref())?;
+        let progress = progress.as_ref();
+        let (mut request, sent) = call.request(attempt, auth, limit, progress)?;
+        observed.in_attempt(|| self.settings.propagator.inject(request.headers_mut()));
         header::check_size(
             request.headers(),
             attempt.previous > 0,
@@ -152,7 +191,7 @@ impl<S: GrpcStack> OperationsClient<S> {
         )?;
         let exchange = async {
             let result = call
-                .exchange(stack, request, limit, is_committed.as_deref())
+                .exchange(stack, request, limit, progress.map(|it| &**it))
                 .await;
             if let (Err(status), Some(auth)) = (&result, auth)
                 && status.code() == Code::Unauthenticated
@@ -163,26 +202,26 @@ impl<S: GrpcStack> OperationsClient<S> {
             }
             result
         };
-        let Some(deadline) = attempt.deadline else {
-            return exchange.await;
-        };
         // Pinned here, so that the macro does not move the large future.
         let mut exchange = pin!(exchange);
+        let mut poll = |cx: &mut Context<'_>| observed.poll_in_attempt(exchange.as_mut(), cx);
+        let Some(deadline) = attempt.deadline else {
+            return poll_fn(poll).await;
+        };
         let result = tokio::select! {
             biased;
-            result = &mut exchange => Poll::Ready(result),
+            result = poll_fn(&mut poll) => Poll::Ready(result),
             // Polled once more: the default stack then returns what the call waited for.
-            () = sleep_until(deadline.at()) => {
-                poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await
-            }
+            () = sleep_until(deadline.at()) => poll_fn(|cx| Poll::Ready(poll(cx))).await,
         };
         let late = |waited, cause| {
             let status = late::<R>(attempt, Some(waited), cause);
-            match &is_committed {
-                Some(is_committed) if is_committed.load(Ordering::Relaxed) => {
-                    with_retry(with_delivery(status, Delivery::Answered), false)
-                }
-                _ => status,
+            // Otherwise the deadline of the call has passed, and there is no retry anyway.
+            let is_own = attempt.has_own_deadline();
+            if is_own && progress.is_some_and(|progress| progress.is_committed()) {
+                with_retry(with_delivery(status, Delivery::Answered), false)
+            } else {
+                status
             }
         };
         match result {
@@ -200,6 +239,15 @@ impl<S: GrpcStack> OperationsClient<S> {
             Poll::Ready(result) => result,
         }
     }
+}
+
+/// What is needed to send the request of an attempt.
+struct Send<'a> {
+    attempt: &'a Attempt,
+    auth: Option<&'a AuthInterceptor>,
+    waits: &'a WaitTimes,
+    progress: Option<Arc<Progress>>,
+    observed: &'a ObservedCall<'a>,
 }
 
 /// How long an attempt has waited before its request was given to the stack.
@@ -280,8 +328,9 @@ async fn ready<R: Rpc, S: GrpcStack>(
     stack: &mut S,
     attempt: &Attempt,
     waits: &WaitTimes,
+    observed: &ObservedCall<'_>,
 ) -> Result<Duration, Status> {
-    let mut ready = pin!(poll_fn(|cx| stack.poll_ready(cx)));
+    let mut ready = pin!(poll_fn(|cx| observed.in_attempt(|| stack.poll_ready(cx))));
     if let Poll::Ready(ready) = poll_fn(|cx| Poll::Ready(ready.as_mut().poll(cx))).await {
         return ready
             .map(|()| Duration::ZERO)

@@ -28,6 +28,14 @@ pub(super) struct Message {
     limit: usize,
 }
 
+/// A message that was received completely.
+pub(crate) struct Received {
+    /// The message, decompressed.
+    pub(crate) bytes: Bytes,
+    /// The size of the message in bytes, before decompression.
+    pub(crate) received_bytes: usize,
+}
+
 impl Message {
     /// The Compressed-Flag, and the length of the message.
     const PREFIX: usize = 5;
@@ -71,7 +79,7 @@ impl Message {
         Some((*flag, u32::from_be_bytes(*length) as usize))
     }
 
-    pub(super) fn end(self) -> Result<Bytes, Status> {
+    pub(super) fn end(self) -> Result<Received, Status> {
         let Some((flag, length)) = self.prefix() else {
             return Err(undecodable(if self.chunks.bytes().is_empty() {
                 "it has no message"
@@ -84,11 +92,15 @@ impl Message {
         if message.len() < length {
             return Err(undecodable("it ended within its message"));
         }
-        match flag {
-            0 => Ok(message),
-            1 => decompress(self.encoding.as_ref(), &message, self.limit),
-            _ => Err(invalid_flag(flag)),
-        }
+        let bytes = match flag {
+            0 => message,
+            1 => decompress(self.encoding.as_ref(), &message, self.limit)?,
+            _ => return Err(invalid_flag(flag)),
+        };
+        Ok(Received {
+            bytes,
+            received_bytes: length,
+        })
     }
 }
 

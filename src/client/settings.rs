@@ -1,6 +1,6 @@
 //! The settings of a client: credentials, timeouts, retries, and limits on sizes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Status};
 
@@ -11,6 +11,8 @@ use super::{
 use crate::{
     auth::AuthInterceptor,
     deadline,
+    propagation::Propagator,
+    recorder::Recorder,
     retry::{Retry, RetryPolicy},
 };
 
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) max_header_list_size: Option<usize>,
     pub(crate) max_waits: Option<usize>,
     pub(crate) headers: Template,
+    pub(crate) recorder: Option<Arc<dyn Recorder>>,
+    pub(crate) propagator: Propagator,
 }
 
 impl Settings {
@@ -163,6 +167,44 @@ impl<S> OperationsClient<S> {
     #[must_use]
     pub const fn max_header_list_size(mut self, bytes: usize) -> Self {
         self.settings.max_header_list_size = Some(bytes);
+        self
+    }
+
+    /// Sets a recorder, which receives measurements of calls, attempts and polls.
+    ///
+    /// It replaces the previous recorder; a `Vec` of recorders combines several.
+    ///
+    /// The recorder also receives a [`StatsSource`](crate::StatsSource) of this client with its current credentials
+    /// and retry policy, so set those first. Set the recorder only once per client; otherwise a recorder may count
+    /// the same connections twice.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn recorder(mut self, recorder: Arc<dyn Recorder>) -> Self {
+        self.settings.recorder = Some(recorder);
+        self.report_created();
+        self
+    }
+
+    /// Reports to the recorder that this client was created.
+    pub(crate) fn report_created(&self) {
+        if let Some(recorder) = &self.settings.recorder {
+            recorder.client_created(&self.stats_source());
+        }
+    }
+
+    /// Sets a propagator, which adds the trace context to the headers of each attempt.
+    ///
+    /// See [`ClientBuilder::propagator`](crate::ClientBuilder::propagator).
+    ///
+    /// Requires the feature `opentelemetry`. Defaults to none.
+    #[cfg(feature = "opentelemetry")]
+    #[must_use]
+    pub fn propagator(
+        mut self,
+        propagator: impl opentelemetry::propagation::TextMapPropagator + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.propagator = Propagator::new(propagator);
         self
     }
 

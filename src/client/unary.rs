@@ -3,13 +3,7 @@
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
 //! that is most of the memory that a call takes. See `bench`.
 
-use std::{
-    marker::PhantomData,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{marker::PhantomData, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
@@ -33,7 +27,7 @@ use crate::{
     deadline::{self, GRPC_TIMEOUT},
     retry::Attempt,
     status::classify,
-    transport::Unary,
+    transport::{Progress, Unary},
 };
 
 /// What all attempts of a call have in common.
@@ -98,7 +92,7 @@ impl<R: Rpc> Call<R> {
         attempt: &Attempt,
         auth: Option<&AuthInterceptor>,
         limit: usize,
-        is_committed: Option<&Arc<AtomicBool>>,
+        progress: Option<&Arc<Progress>>,
     ) -> Result<(http::Request<Body>, SentToken), Status> {
         let deadline = attempt.deadline.map(|deadline| deadline.at());
         let mut headers = self.template.headers(&self.headers, deadline.is_some());
@@ -122,7 +116,7 @@ impl<R: Rpc> Call<R> {
             credentials_expire: sent.expires,
             deadline,
             is_retry: attempt.previous > 0 || attempt.is_resent,
-            is_committed: is_committed.cloned(),
+            progress: progress.cloned(),
         };
         Ok((self.framed(headers, unary), sent))
     }
@@ -133,17 +127,23 @@ impl<R: Rpc> Call<R> {
         mut stack: S,
         request: http::Request<Body>,
         limit: usize,
-        is_committed: Option<&AtomicBool>,
+        progress: Option<&Progress>,
     ) -> Result<R::Answer, Status> {
+        if let Some(progress) = progress {
+            progress.given_to_stack();
+        }
         let response = stack.call(request).await;
         let response = response.map_err(|error| classify(error.into()))?;
-        if let Some(is_committed) = is_committed
+        if let Some(progress) = progress
             && !response.body().is_end_stream()
         {
-            is_committed.store(true, Ordering::Relaxed);
+            progress.commit();
         }
         let answer = answer::message(response, limit).await?;
-        R::Answer::decode(answer).map_err(message::undecodable)
+        if let Some(progress) = progress {
+            progress.received(answer.received_bytes);
+        }
+        R::Answer::decode(answer.bytes).map_err(message::undecodable)
     }
 
     fn set_routing(&self, headers: &mut HeaderMap) {

@@ -1,9 +1,8 @@
 //! WaitOperation: whether the server implements it, and the permits for concurrent calls.
 
 use std::{
-    fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,43 +13,18 @@ use tokio::time::Instant;
 use super::OperationsClient;
 
 /// What a client and its clones share about WaitOperation.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Waits {
     /// When the server last answered that it does not implement it.
     unimplemented_at: Mutex<Option<Instant>>,
     under_way: AtomicUsize,
-    /// How many calls the stack can carry at once, if it tells.
-    capacity: Option<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 impl Waits {
-    fn of(capacity: impl Fn() -> usize + Send + Sync + 'static) -> Self {
-        Self {
-            capacity: Some(Box::new(capacity)),
-            ..Self::default()
-        }
-    }
-
     fn unimplemented_at(&self) -> MutexGuard<'_, Option<Instant>> {
         self.unimplemented_at
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// At most half of the streams, so that a call finds one that is not taken for a minute.
-    fn at_once(&self, most: usize) -> usize {
-        self.capacity
-            .as_ref()
-            .map_or(most, |capacity| (capacity() / 2).min(most))
-    }
-}
-
-impl fmt::Debug for Waits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waits")
-            .field("unimplemented_at", &self.unimplemented_at)
-            .field("under_way", &self.under_way)
-            .finish_non_exhaustive()
     }
 }
 
@@ -77,30 +51,24 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Sets how many calls the stack can carry at once, as far as it knows at the time.
-    pub(crate) fn with_capacity(
-        mut self,
-        capacity: impl Fn() -> usize + Send + Sync + 'static,
-    ) -> Self {
-        self.waits = Arc::new(Waits::of(capacity));
-        self
-    }
-
     /// Gives leave for a Wait, if the server can wait and few others are under way.
     pub(crate) fn may_wait(&self) -> Option<Leave<'_>> {
-        let unimplemented_at = *self.waits.unimplemented_at();
+        let waits = &self.shared.waits;
+        let unimplemented_at = *waits.unimplemented_at();
         if unimplemented_at.is_some_and(|at| at.elapsed() < UNIMPLEMENTED) {
             return None;
         }
-        let before = self.waits.under_way.fetch_add(1, Ordering::Relaxed);
-        let leave = Leave(&self.waits);
+        let before = waits.under_way.fetch_add(1, Ordering::Relaxed);
+        let leave = Leave(waits);
         let most = self.settings.max_waits.unwrap_or(AT_ONCE);
-        (before < self.waits.at_once(most)).then_some(leave)
+        // At most half of the streams, so that other calls find a free one.
+        let half = self.shared.capacity().map(|streams| streams / 2);
+        (before < half.map_or(most, |half| half.min(most))).then_some(leave)
     }
 
     /// Notes that the server does not implement WaitOperation. It is not called for 10 minutes.
     pub(crate) fn wait_is_unimplemented(&self) {
-        *self.waits.unimplemented_at() = Some(Instant::now());
+        *self.shared.waits.unimplemented_at() = Some(Instant::now());
     }
 }
 

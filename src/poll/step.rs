@@ -12,12 +12,15 @@ use super::{
     Poller,
     failure::{cannot_wait, has_untyped_response, is_transient, may_be_wait_alone, time_is_up},
     look::{Look, Seen},
+    observed::ObservedWait,
 };
 use crate::{
     client::GrpcStack,
     operation::Operation,
+    recorder::PollMethod,
     status::{CallStatusExt as _, Delivery},
     task::Task,
+    trace::in_current_span,
 };
 
 impl<S: GrpcStack + Sync> Poller<S> {
@@ -30,6 +33,24 @@ impl<S: GrpcStack + Sync> Poller<S> {
         if let Some(done) = self.latest.as_ref().filter(|latest| latest.done) {
             return Poll::Ready(Ok(done.clone()));
         }
+        let state = ready!(self.poll_running(cx, watched));
+        match &state {
+            Ok(state) if !state.done => {}
+            ended => {
+                if let Some(observed) = self.observed.take() {
+                    observed.end(ended.as_ref());
+                }
+            }
+        }
+        Poll::Ready(state)
+    }
+
+    /// Polls for the next state of an operation that is not done yet.
+    fn poll_running(
+        &mut self,
+        cx: &mut Context<'_>,
+        watched: bool,
+    ) -> Poll<Result<Operation, Status>> {
         loop {
             let mut step = self.step.take();
             let ended = Task::poll_in(&mut step, cx, || self.next_step(watched));
@@ -61,6 +82,7 @@ impl<S: GrpcStack + Sync> Poller<S> {
         });
         if !rest.is_zero() {
             let pause = rest.min(left);
+            // In no span: that of a caller which has gone would stay open.
             return Task::spawn(async move {
                 sleep(pause).await;
                 None
@@ -80,7 +102,12 @@ impl<S: GrpcStack + Sync> Poller<S> {
             watched,
             limit,
         };
-        Task::spawn(async { Some(look.run().await) })
+        let observed = self.observed.get_or_insert_with(|| {
+            let (client, name) = (&self.client, &self.target.name);
+            ObservedWait::start(client, name)
+        });
+        let span = observed.span();
+        span.in_scope(|| Task::spawn(in_current_span(async { Some(look.run().await) })))
     }
 
     /// Returns whether a server may have processed any of the polls.
@@ -101,6 +128,14 @@ impl<S: GrpcStack + Sync> Poller<S> {
             by_wait,
             next,
         } = seen;
+        if let Some(observed) = &mut self.observed {
+            let method = if by_wait {
+                PollMethod::Wait
+            } else {
+                PollMethod::Get
+            };
+            observed.polled(method, &result);
+        }
         if by_wait && result.as_ref().is_err_and(cannot_wait) {
             self.client.wait_is_unimplemented();
             return Ok(None);

@@ -1,8 +1,22 @@
 //! Retry throttling by tokens, as in gRFC A6.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::trace;
+
+/// The state of a [retry throttle](crate::RetryPolicy::throttle).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ThrottleStats {
+    /// The number of tokens left. Failed calls are retried only while it is more than half of `max_tokens`.
+    pub tokens: f64,
+    /// The maximum number of tokens.
+    pub max_tokens: f64,
+    /// Whether retries are suspended.
+    pub is_throttling: bool,
+    /// The number of retries that were not made because retries were suspended.
+    pub suppressed_retries: u64,
+}
 
 /// The settings of a throttle, in thousandths of a token.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +52,7 @@ const THOUSAND: u32 = 1_000;
 pub(crate) struct Throttle {
     tokens: AtomicU32,
     limits: Limits,
+    suppressed: AtomicU64,
 }
 
 impl Throttle {
@@ -45,7 +60,23 @@ impl Throttle {
         Self {
             tokens: AtomicU32::new(limits.max),
             limits,
+            suppressed: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn stats(&self) -> ThrottleStats {
+        let tokens = self.tokens.load(Ordering::Relaxed);
+        ThrottleStats {
+            tokens: f64::from(tokens) / f64::from(THOUSAND),
+            max_tokens: f64::from(self.limits.max) / f64::from(THOUSAND),
+            is_throttling: !self.allows_retry(tokens),
+            suppressed_retries: self.suppressed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts a retry that was not made.
+    pub(crate) fn suppressed(&self) {
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes a token. Returns whether enough are left for a retry.
@@ -62,18 +93,21 @@ impl Throttle {
 
     /// Changes the number of tokens. Returns whether enough are left for a retry.
     fn update(&self, change: impl Fn(u32) -> Option<u32>) -> bool {
-        let allows_retry = |tokens| tokens > self.limits.max / 2;
         let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
         let (before, after) = match self.tokens.fetch_update(success, failure, &change) {
             Ok(before) => (before, change(before).unwrap_or(before)),
             Err(unchanged) => (unchanged, unchanged),
         };
-        match (allows_retry(before), allows_retry(after)) {
+        match (self.allows_retry(before), self.allows_retry(after)) {
             (true, false) => trace::throttle_started(),
             (false, true) => trace::throttle_stopped(),
             _ => {}
         }
-        allows_retry(after)
+        self.allows_retry(after)
+    }
+
+    fn allows_retry(&self, tokens: u32) -> bool {
+        tokens > self.limits.max / 2
     }
 }
 

@@ -154,16 +154,7 @@ impl Source {
 /// `transport, not sent, 5 attempts in 7.61s`.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.origin {
-            Origin::Client => "client",
-            Origin::Server => "server",
-            Origin::Transport => "transport",
-        })?;
-        f.write_str(match self.delivery {
-            Delivery::NotSent => ", not sent",
-            Delivery::MaybeSent => ", maybe sent",
-            Delivery::Answered => ", answered",
-        })?;
+        write!(f, "{}, {}", self.origin, self.delivery)?;
         match self.spent {
             Some(Spent { attempts: 1, time }) => write!(f, ", 1 attempt in {time:.2?}"),
             Some(Spent { attempts, time }) => write!(f, ", {attempts} attempts in {time:.2?}"),

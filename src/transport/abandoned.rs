@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use tokio::time::Instant;
 
-use super::body::RequestBody;
+use super::{body::RequestBody, stats::Counters};
 
 /// The streams of a connection whose responses nobody waits for any more.
 ///
@@ -33,6 +34,7 @@ pub(crate) struct AbandonedStreams {
     /// When streams are reset next.
     due: Option<Instant>,
     limit: ResetLimit,
+    counters: Arc<Counters>,
 }
 
 /// A stream to abandon.
@@ -54,13 +56,14 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const EXHAUSTED: Duration = Duration::from_secs(1);
 
 impl AbandonedStreams {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(counters: Arc<Counters>, now: Instant) -> Self {
         Self {
             streams: FuturesUnordered::new(),
             acknowledged: 0,
             newest: None,
             due: None,
             limit: ResetLimit { restored_at: now },
+            counters,
         }
     }
 
@@ -121,6 +124,7 @@ impl AbandonedStreams {
                 return;
             }
             self.limit.count(now);
+            self.counters.stream_resets.increment();
             stream.is_reset = true;
             stream.request.send_reset(Reason::CANCEL);
         }
@@ -129,6 +133,7 @@ impl AbandonedStreams {
     /// Counts the reset of another stream.
     pub(crate) fn count_reset(&mut self, now: Instant) {
         self.limit.count(now);
+        self.counters.stream_resets.increment();
     }
 
     /// Returns whether for a second the limit has kept most of the connection's streams from being

@@ -1,19 +1,13 @@
 //! A call on its way from the transport to a connection.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use tokio::{sync::oneshot, time::Instant};
 use tonic::{Code, Status};
 
-use super::body::ResponseBody;
+use super::{body::ResponseBody, progress::Progress};
 use crate::{
     deadline::{self, Deadline, Stage, Waited},
     expiry::Expiry,
@@ -34,18 +28,7 @@ pub(crate) struct Unary {
     /// Whether this is a retry of a failed call. The transport then does not retry it by itself if the
     /// server refuses it.
     pub(crate) is_retry: bool,
-    /// Set when Response-Headers arrive. Only for an attempt that may time out before its call: it is not
-    /// retried after that.
-    pub(crate) is_committed: Option<Arc<AtomicBool>>,
-}
-
-impl Unary {
-    /// Notes that Response-Headers have arrived.
-    pub(crate) fn commit(&self) {
-        if let Some(is_committed) = &self.is_committed {
-            is_committed.store(true, Ordering::Relaxed);
-        }
-    }
+    pub(crate) progress: Option<Arc<Progress>>,
 }
 
 /// A call whose caller waits for the response: it is queued, or on a stream.
@@ -67,6 +50,11 @@ pub(crate) struct PendingCall {
 }
 
 impl PendingCall {
+    /// Returns the [`Progress`] to report to, if there is one.
+    pub(crate) fn progress(&self) -> Option<&Progress> {
+        self.unary.as_ref()?.progress.as_deref()
+    }
+
     /// Sends the result to the caller, which may have been dropped.
     pub(crate) fn reply(self, result: Result<Response<ResponseBody>, Status>) {
         let _ = self.reply.send(result);

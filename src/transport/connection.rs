@@ -65,6 +65,11 @@ pub(crate) struct Connection {
     answered: bool,
     /// Whether the pool has removed the connection before it answered a call.
     removed_unanswered: bool,
+    opened_at: Instant,
+    /// Why the client closes the connection, if it does.
+    close_reason: Option<&'static str>,
+    /// Whether the end of the connection was counted.
+    is_counted: bool,
     /// Whether calls stayed in the queue when this took calls last.
     calls_queued: bool,
     /// When this next takes calls without a request of the pool, while calls are queued.
@@ -77,8 +82,8 @@ pub(crate) struct Connection {
     batch: Vec<PendingCall>,
 }
 
-/// What remains to do after one round of [`Connection::advance`].
-enum Progress {
+/// The result of one round of [`Connection::advance`].
+enum Round {
     /// There is more to do now.
     More,
     /// Nothing until the next wake-up.
@@ -104,10 +109,11 @@ impl Connection {
             sender,
             mut http2,
             io,
+            peer,
         } = opened;
         let config = &pool.config;
         let limit = http2.max_concurrent_send_streams();
-        let factor = pool.opened(handle, limit.min(config.streams_per_connection))?;
+        let factor = pool.opened(handle, limit.min(config.streams_per_connection), peer)?;
         let now = Instant::now();
         Some(Self {
             pool: Arc::downgrade(pool),
@@ -122,7 +128,10 @@ impl Connection {
                 now,
             ),
             link: Arc::new(Link {
+                id: handle.id,
                 authority: pool.connector.authority.clone(),
+                peer,
+                counters: pool.counters.clone(),
                 io,
                 budget: pool.budget.clone(),
                 probes: 0.into(),
@@ -136,7 +145,7 @@ impl Connection {
             sender: Some(sender),
             is_full: false,
             exchanges: FuturesUnordered::new(),
-            abandoned: AbandonedStreams::new(now),
+            abandoned: AbandonedStreams::new(pool.counters.clone(), now),
             needs_round: false,
             lifetime: Lifetime::new(config.idle, config.max_connection_age, now),
             streams_per_connection: config.streams_per_connection,
@@ -144,6 +153,9 @@ impl Connection {
             failures: 0,
             answered: false,
             removed_unanswered: false,
+            opened_at: now,
+            close_reason: None,
+            is_counted: false,
             calls_queued: false,
             take_at: None,
             deadline: None,
@@ -154,27 +166,27 @@ impl Connection {
     }
 
     /// Does one round of all that can be done now.
-    fn advance(&mut self, cx: &mut Context<'_>) -> Progress {
+    fn advance(&mut self, cx: &mut Context<'_>) -> Round {
         let Some(http2) = &mut self.http2 else {
-            return Progress::Ended;
+            return Round::Ended;
         };
         // Before HTTP/2 is polled: a wake-up meanwhile must not be lost.
         self.handle.take_woken();
         let closed = Pin::new(http2).poll(cx);
         let now = Instant::now();
         if let Poll::Ready(closed) = closed {
-            if let Err(error) = closed {
-                self.note_complaint(&error);
-                self.link.note_go_away(&error);
+            if let Err(error) = &closed {
+                self.note_complaint(error);
+                self.link.note_go_away(error);
             }
             self.note_go_away();
-            self.end(now);
-            return Progress::Ended;
+            self.end(closed.err(), now);
+            return Round::Ended;
         }
         let more_exchanges = self.poll_exchanges(now);
         if self.handle_timeouts(now) {
-            self.end(now);
-            return Progress::Ended;
+            self.end(None, now);
+            return Round::Ended;
         }
         match self.poll_sender() {
             Poll::Ready(Ok(())) => self.is_full = false,
@@ -191,9 +203,9 @@ impl Connection {
         let woken = self.handle.take_woken() | self.exchange_waker.take_woken();
         let more = has_taken | needs_round | more_exchanges | woken;
         if more || self.set_timer(cx, now).is_ready() {
-            Progress::More
+            Round::More
         } else {
-            Progress::Pending
+            Round::Pending
         }
     }
 
@@ -294,6 +306,11 @@ impl Connection {
         let retry = unwritten || (unprocessed && !call.refused);
         match self.pool.upgrade().filter(|_| retry) {
             Some(pool) => {
+                self.link.counters.transparent_retries.increment();
+                if let Some(progress) = call.progress() {
+                    let failure = self.link.failed(error, Delivery::NotSent);
+                    progress.retried(now, failure, !unwritten);
+                }
                 call.refused |= !unwritten;
                 call.queued_at = now;
                 call.avoid = Some(self.handle.id);
@@ -319,7 +336,7 @@ impl Connection {
         let load = self.load();
         let requested = self.handle.take_requested();
         let Some(pool) = self.pool.upgrade() else {
-            self.sender = None;
+            self.close("the client was dropped");
             return false;
         };
         let has_news = requested || load != self.reported;
@@ -347,7 +364,7 @@ impl Connection {
         }
         self.batch = batch;
         if taken.removed {
-            self.sender = None;
+            self.close("its calls failed, while calls on other connections succeeded");
         }
         if taken.unassigned {
             pool.assign_all(Some(self.handle.id));
@@ -366,6 +383,9 @@ impl Connection {
             return;
         }
         if let Some(status) = call.too_late(now, Stage::Stream) {
+            if let Some(progress) = call.progress() {
+                progress.dequeued(now);
+            }
             return call.reply(Err(status));
         }
         // A stream whose reset is not written yet still counts towards the limit.
@@ -407,6 +427,21 @@ impl Connection {
         }
     }
 
+    /// Counts and logs that the connection was closed. `reason` is used only if no earlier reason is known.
+    fn note_closed(&mut self, reason: Option<&str>) {
+        self.is_counted = true;
+        self.link.counters.disconnections.increment();
+        let go_away = self.link.go_away.get().map(String::as_str);
+        let known = go_away.or(self.close_reason).or(reason);
+        trace::connection_closed(
+            &self.link.authority,
+            self.link.id,
+            self.opened_at.elapsed(),
+            known.unwrap_or("the server closed the connection"),
+            self.link.timed_out.get().copied(),
+        );
+    }
+
     /// Reports the first answer if the pool has removed the connection before. Later answers are not
     /// reported: they say nothing about the connections that replace this one.
     fn report_late_answer(&mut self) {
@@ -418,9 +453,16 @@ impl Connection {
         }
     }
 
-    /// Closes a good connection once its calls have ended. It takes no more.
-    fn retire(&mut self) {
-        if self.sender.take().is_some()
+    /// Stops taking calls. HTTP/2 closes the connection once its calls have ended. Returns whether it was taking
+    /// calls.
+    fn close(&mut self, reason: &'static str) -> bool {
+        self.close_reason.get_or_insert(reason);
+        self.sender.take().is_some()
+    }
+
+    /// Closes a good connection once its calls have ended.
+    fn retire(&mut self, reason: &'static str) {
+        if self.close(reason)
             && let Some(pool) = self.pool.upgrade()
         {
             pool.retire(&self.handle, self.load());
@@ -446,14 +488,13 @@ impl Connection {
             && error.to_string().contains("too_many_pings")
             && let Some(pool) = self.pool.upgrade()
         {
-            trace::too_many_pings(&self.link.authority);
+            trace::too_many_pings(&self.link.authority, self.link.id);
             pool.ping_less();
         }
     }
 
-    /// Ends the connection, and with it the calls on it.
-    fn end(&mut self, now: Instant) {
-        trace::disconnected(&self.link.authority);
+    /// Ends the connection, and the calls on it. `error` is the HTTP/2 error, if any.
+    fn end(&mut self, error: Option<h2::Error>, now: Instant) {
         // Before any call is notified, so that no new call is assigned to this connection.
         let pool = self.pool.upgrade();
         if let Some(pool) = &pool {
@@ -468,6 +509,9 @@ impl Connection {
             }
         }
         self.report_late_answer();
+        // Last, because the totals are final once the last connection has ended.
+        let error = error.map(|error| error.to_string());
+        self.note_closed(error.as_deref());
         if let Some(pool) = &pool {
             pool.open_if_needed();
         }
@@ -488,14 +532,12 @@ impl Future for Connection {
         this.take_calls(Instant::now());
         for _ in 0..ROUNDS {
             match this.advance(&mut own) {
-                Progress::Ended => return Poll::Ready(()),
-                Progress::More => {}
-                Progress::Pending
-                    if this.handle.finish_poll() | this.exchange_waker.take_woken() =>
-                {
+                Round::Ended => return Poll::Ready(()),
+                Round::More => {}
+                Round::Pending if this.handle.finish_poll() | this.exchange_waker.take_woken() => {
                     this.handle.start_poll(cx);
                 }
-                Progress::Pending => return Poll::Pending,
+                Round::Pending => return Poll::Pending,
             }
         }
         this.handle.finish_poll();
@@ -507,12 +549,14 @@ impl Future for Connection {
 impl Drop for Connection {
     /// Runs before the fields are dropped, so before any call learns that its connection has gone.
     fn drop(&mut self) {
-        if self.http2.is_none() {
-            return;
-        }
-        trace::disconnected(&self.link.authority);
-        if let Some(pool) = self.pool.upgrade() {
+        if self.http2.is_some()
+            && let Some(pool) = self.pool.upgrade()
+        {
             pool.dropped(&self.handle, self.load());
+        }
+        // A waker that panicked may have ended the task before.
+        if !self.is_counted {
+            self.note_closed(Some("the runtime of the connection has shut down"));
         }
     }
 }

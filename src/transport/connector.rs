@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::Poll,
@@ -22,7 +23,7 @@ use tower::BoxError;
 use super::{
     body::RequestBody,
     counted_io::{CountedIo, IoState},
-    dial::{Dial, Io},
+    dial::{Dial, Dialed, Io},
 };
 use crate::status::{Delivery, Origin, classify, reworded};
 
@@ -51,6 +52,7 @@ pub(crate) struct Opened {
     pub(crate) sender: SendRequest<RequestBody>,
     pub(crate) http2: Http2,
     pub(crate) io: Arc<IoState>,
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 pub(crate) type Http2 = client::Connection<Box<dyn Io>, RequestBody>;
@@ -96,11 +98,8 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<Opened, Unopened> {
-        let io = self
-            .dial
-            .dial(self.uri.clone())
-            .await
-            .map_err(Unopened::Failed)?;
+        let dialed = self.dial.dial(self.uri.clone()).await;
+        let Dialed { io, peer } = dialed.map_err(Unopened::Failed)?;
         // Beneath TLS, which may have written bytes although it reports an error.
         let (io, state) = CountedIo::new(io);
         let io: Box<dyn Io> = Box::new(io);
@@ -149,6 +148,7 @@ impl Connector {
                 sender,
                 http2,
                 io: state,
+                peer,
             });
         };
         Err(match state.foreign_protocol() {

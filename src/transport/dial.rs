@@ -38,12 +38,18 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// A byte stream to the server, and the address of the peer if it is known.
+pub(crate) struct Dialed {
+    pub(crate) io: Box<dyn Io>,
+    pub(crate) peer: Option<SocketAddr>,
+}
+
 /// Connects byte streams to the server.
 #[derive(Clone)]
 pub(crate) struct Dial(Arc<dyn Dialing>);
 
 trait Dialing: Send + Sync {
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError>;
+    fn dial(&self, uri: Uri) -> BoxFuture<Dialed, BoxError>;
 }
 
 impl Dial {
@@ -68,7 +74,7 @@ impl Dial {
         Self(Arc::new(Custom(Arc::new(Mutex::new(connector)))))
     }
 
-    pub(crate) async fn dial(&self, uri: Uri) -> Result<Box<dyn Io>, BoxError> {
+    pub(crate) async fn dial(&self, uri: Uri) -> Result<Dialed, BoxError> {
         self.0.dial(uri).await
     }
 }
@@ -160,7 +166,7 @@ impl<R: Resolve> Tcp<R> {
         turn: usize,
         uri: Uri,
         user_timeout: Option<Duration>,
-    ) -> Result<Box<dyn Io>, BoxError> {
+    ) -> Result<Dialed, BoxError> {
         let addresses = Self::resolve(resolver, &uri).await?;
         let mut addresses = in_turn(addresses, turn).into_iter();
         let mut attempts = FuturesUnordered::new();
@@ -174,7 +180,10 @@ impl<R: Resolve> Tcp<R> {
             let more = !addresses.as_slice().is_empty();
             tokio::select! {
                 Some(attempt) = attempts.next() => match attempt {
-                    Ok(io) => return Ok(Box::new(io)),
+                    Ok(io) => {
+                        let peer = io.peer_addr().ok();
+                        return Ok(Dialed { io: Box::new(io), peer });
+                    }
                     Err(error) => failure = Some(error),
                 },
                 () = sleep(STAGGER), if more => {}
@@ -244,7 +253,7 @@ async fn connect_to(
 }
 
 impl<R: Resolve> Dialing for Tcp<R> {
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
+    fn dial(&self, uri: Uri) -> BoxFuture<Dialed, BoxError> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let resolver = self.resolver.clone();
         Box::pin(Self::connect(resolver, turn, uri, self.user_timeout))
@@ -260,7 +269,7 @@ where
     C::Error: Into<BoxError>,
     C::Future: Send,
 {
-    fn dial(&self, uri: Uri) -> BoxFuture<Box<dyn Io>, BoxError> {
+    fn dial(&self, uri: Uri) -> BoxFuture<Dialed, BoxError> {
         let connector = self.0.clone();
         Box::pin(async move {
             let connecting = {
@@ -271,7 +280,8 @@ where
                 connector.call(uri)
             };
             let io = connecting.await.map_err(Into::<BoxError>::into)?;
-            Ok(Box::new(TokioIo::new(io)) as _)
+            let io = Box::new(TokioIo::new(io));
+            Ok(Dialed { io, peer: None })
         })
     }
 }

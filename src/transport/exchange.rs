@@ -19,6 +19,7 @@ use super::{
     body::{RequestBody, ResponseBody},
     call::PendingCall,
     link::Link,
+    progress::SentOn,
     unary::{Received, UnaryResponse},
 };
 use crate::{
@@ -125,6 +126,13 @@ impl Exchange {
         let body = RequestBody::new(call.body.clone(), link.clone());
         // An error says that the stream has failed already, which the response will report.
         let _ = request.send_data(body, true);
+        if let Some(progress) = call.progress() {
+            let connection = SentOn {
+                id: link.id,
+                peer: link.peer,
+            };
+            progress.sent_on(connection, now);
+        }
         Ok(Self {
             link: link.clone(),
             deadline: call.deadline,
@@ -258,8 +266,10 @@ impl Exchange {
         self.reads = self.link.unprobed_reads();
         stream.response = match self.call.as_ref().and_then(|call| call.unary.as_ref()) {
             Some(unary) => {
-                if !body.is_end_stream() {
-                    unary.commit();
+                if !body.is_end_stream()
+                    && let Some(progress) = &unary.progress
+                {
+                    progress.commit();
                 }
                 Receiving::Unary(UnaryResponse::new(head, body, unary.limit))
             }

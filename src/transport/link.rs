@@ -1,6 +1,7 @@
 //! What the exchanges of one connection share.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -11,13 +12,17 @@ use std::{
 use http::uri::Authority;
 use tonic::{Code, Status};
 
-use super::{budget::Budget, counted_io::IoState};
+use super::{budget::Budget, counted_io::IoState, stats::Counters};
 use crate::status::{Delivery, Origin, classify, reworded, with_retry};
 
 /// The part of a connection's state that its exchanges and the readers of its responses need.
 #[derive(Debug)]
 pub(crate) struct Link {
+    /// The number of the connection.
+    pub(crate) id: u64,
     pub(crate) authority: Authority,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) io: Arc<IoState>,
     pub(crate) budget: Arc<Budget>,
     /// How many probes were sent: frames that the server has to acknowledge.

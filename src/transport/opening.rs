@@ -44,7 +44,8 @@ pub(crate) async fn connect_first(
     pool: &Arc<Pool>,
     runtime: runtime::Handle,
 ) -> Result<(), Status> {
-    let opened = pool.connector.connect().await?;
+    let opened = pool.connector.connect().await;
+    let opened = opened.inspect_err(|failure| pool.note_connect_failed(failure))?;
     let attempt = pool.register_attempt(runtime);
     if let Some(connection) = Connection::new(opened, pool, &attempt.handle) {
         attempt.runtime.spawn(connection);

@@ -6,6 +6,7 @@ mod queue;
 mod readiness;
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake as _, Waker},
     time::Duration,
@@ -17,7 +18,7 @@ use tonic::Status;
 pub(crate) use self::{attempts::Attempt, connections::Load};
 use self::{
     attempts::Attempts,
-    connections::Connections,
+    connections::{Connections, PooledConnection},
     queue::Queue,
     readiness::{QueueFull, Readiness},
 };
@@ -25,9 +26,14 @@ use super::{
     budget::Budget,
     call::{PendingCall, Unsent},
     connector::Connector,
+    stats::{Counters, TransportStats},
     waker::ConnectionHandle,
 };
-use crate::{deadline::Stage, trace};
+use crate::{
+    deadline::Stage,
+    status::{Delivery, Origin, mark},
+    trace,
+};
 
 /// The settings of a pool.
 #[derive(Clone, Debug)]
@@ -63,6 +69,7 @@ pub(crate) struct Pool {
     pub(crate) connector: Arc<Connector>,
     pub(crate) config: PoolConfig,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) counters: Arc<Counters>,
     /// Spawns the task that opens and drives a connection.
     spawn: fn(&Arc<Self>, Attempt),
     queue_full: QueueFull,
@@ -144,6 +151,7 @@ impl Pool {
         Arc::new(Self {
             connector: Arc::new(connector),
             budget: Budget::new(config.max_buffered_bytes),
+            counters: Arc::default(),
             config,
             spawn,
             queue_full: state.readiness.queue_full(),
@@ -151,10 +159,22 @@ impl Pool {
         })
     }
 
-    /// Returns how many connections are open, and how many calls are queued.
-    pub(crate) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn stats(&self) -> TransportStats {
+        let now = Instant::now();
         let state = self.lock();
-        (state.connections.len(), state.queue.len())
+        let totals = self.counters.totals();
+        let connections = state.connections.iter();
+        TransportStats {
+            connections: connections.map(|c| c.stats(now)).collect(),
+            open_connections: totals.open_connections(),
+            max_connections: self.config.max_connections,
+            connecting: state.attempts.len(),
+            queued_calls: state.queue.len(),
+            max_queued_calls: state.queue.bound(),
+            blocked_callers: state.readiness.waiting(),
+            queue_age: state.queue.age(now),
+            totals,
+        }
     }
 
     /// Returns how many streams the open connections allow. While none is open, each that may be opened
@@ -255,10 +275,14 @@ impl Pool {
         let mut state = self.lock();
         let queued_at = state.queue.queued_at(number)?;
         let stalled = state.connections.mark_stalled(now);
-        if state.attempts.give_up(limit, now) || stalled {
+        let given_up = state.attempts.give_up(limit, now);
+        if given_up > 0 || stalled {
             state.attempts.forget_runtime();
         }
         drop(state);
+        for _ in 0..given_up {
+            self.note_connect_failed(&runtime_stalled());
+        }
         self.assign_all(None);
         Some(queued_at)
     }
@@ -360,17 +384,24 @@ impl Pool {
 
     /// Adds a connection that is open. Returns by which factor its keepalive interval is longer than
     /// the setting; `None` if the attempt was given up.
-    pub(crate) fn opened(&self, handle: &Arc<ConnectionHandle>, max_streams: usize) -> Option<u32> {
+    pub(crate) fn opened(
+        &self,
+        handle: &Arc<ConnectionHandle>,
+        max_streams: usize,
+        peer: Option<SocketAddr>,
+    ) -> Option<u32> {
         let mut state = self.lock();
         state.attempts.end(handle)?;
         let failure = state.attempts.succeeded();
         state.expected_streams = max_streams.max(1);
-        let handle = handle.clone();
-        state.connections.add(handle, max_streams, Instant::now());
+        let connection = PooledConnection::new(handle.clone(), max_streams, peer, Instant::now());
+        // Before the lock is released, so that no snapshot has more connections than were opened.
+        self.counters.succeeded.increment();
+        state.connections.add(connection);
         let factor = 1 << state.complaints;
         drop(state);
         drop(failure);
-        trace::connected(&self.connector.authority);
+        trace::connected(&self.connector.authority, handle.id, peer, max_streams);
         Some(factor)
     }
 
@@ -378,7 +409,6 @@ impl Pool {
     /// attempt may still serve them.
     pub(crate) fn not_opened(&self, handle: &ConnectionHandle, failure: &Status) {
         let now = Instant::now();
-        trace::not_connected(&self.connector.authority, failure);
         let mut state = self.lock();
         let Some(started_at) = state.attempts.end(handle) else {
             return; // it was given up
@@ -392,10 +422,17 @@ impl Pool {
         };
         drop(state);
         drop(replaced);
+        self.note_connect_failed(failure);
         for call in failed.into_iter().flatten() {
             call.reply(Err(failure.clone()));
         }
         deferred.run(now);
+    }
+
+    /// Counts and logs a failed attempt to open a connection.
+    pub(crate) fn note_connect_failed(&self, failure: &Status) {
+        self.counters.failed.increment();
+        trace::connect_failed(&self.connector.authority, failure);
     }
 
     /// Notes that the task which opened a connection was dropped with its runtime.
@@ -538,6 +575,13 @@ impl State {
         let max_opening = if earliest > now { 1 } else { 2 * open };
         (is_needed && opening < max_opening).then_some(earliest)
     }
+}
+
+fn runtime_stalled() -> Status {
+    let message =
+        "the connection was not opened in time: the runtime is stalled; do not block its threads";
+    let status = Status::unavailable(message);
+    mark(status, Origin::Transport, Delivery::NotSent)
 }
 
 fn queue_full(bound: usize) -> Status {

@@ -38,6 +38,6 @@ impl Service<Uri> for ToProxy {
 
     fn call(&mut self, proxy: Uri) -> Self::Future {
         let dial = self.0.clone();
-        Box::pin(async move { Ok(TokioIo::new(dial.dial(proxy).await?)) })
+        Box::pin(async move { Ok(TokioIo::new(dial.dial(proxy).await?.io)) })
     }
 }

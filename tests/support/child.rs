@@ -11,7 +11,7 @@ use std::{
 };
 
 use longrunning::{
-    AuthInterceptor, Credentials,
+    AuthInterceptor, Credentials, OperationsClient,
     proto::{GetOperationRequest, operations_client::OperationsClient as Stub},
 };
 use tokio::{
@@ -225,8 +225,12 @@ fn look(auth: &AuthInterceptor) -> String {
 }
 
 async fn make_call(auth: &AuthInterceptor, address: &str) -> String {
+    let observed = make_observed_call(auth, address).await;
     if let Err(status) = auth.ready().await {
         return told(status);
+    }
+    if let Err(status) = observed {
+        told(status);
     }
     let channel = Endpoint::try_from(format!("http://{address}"))
         .unwrap()
@@ -240,6 +244,36 @@ async fn make_call(auth: &AuthInterceptor, address: &str) -> String {
         }
         Err(status) => told(status),
     }
+}
+
+/// Makes a call with spans, metrics and propagation enabled, and logs the metrics and the statistics of the client.
+async fn make_observed_call(auth: &AuthInterceptor, address: &str) -> Result<(), Status> {
+    let builder = OperationsClient::builder(format!("http://{address}")).auth(auth.clone());
+    #[cfg(feature = "opentelemetry")]
+    let (builder, provider, exporter) = {
+        use opentelemetry_sdk::{metrics, propagation::TraceContextPropagator};
+
+        let exporter = metrics::InMemoryMetricExporter::default();
+        let reader = metrics::PeriodicReader::builder(exporter.clone()).build();
+        let provider = metrics::SdkMeterProvider::builder();
+        let provider = provider.with_reader(reader).build();
+        let recorder = longrunning::OpenTelemetryRecorder::new(&provider).experimental();
+        let builder = builder
+            .recorder(std::sync::Arc::new(recorder))
+            .propagator(TraceContextPropagator::new());
+        (builder, provider, exporter)
+    };
+    let client = builder.timeout(Duration::from_secs(2)).connect_lazy()?;
+    let result = client.get_operation("operations/1").await;
+    trace::note(&format!("{client:?} {:?} {result:?}", client.stats()));
+    #[cfg(feature = "opentelemetry")]
+    {
+        provider.force_flush().unwrap();
+        let metrics = exporter.get_finished_metrics().unwrap();
+        assert!(!metrics.is_empty());
+        trace::note(&format!("{metrics:?}"));
+    }
+    result.map(drop)
 }
 
 fn told(status: Status) -> String {

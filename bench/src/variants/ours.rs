@@ -1,7 +1,8 @@
 //! This crate: its default stack with all its defaults, and over one Channel.
 
-
-use longrunning::{AuthInterceptor, Credentials, OperationsClient, GrpcStack, Transport};
+use longrunning::{
+    AuthInterceptor, ClientBuilder, Credentials, GrpcStack, OperationsClient, Transport,
+};
 use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use super::{OPERATIONS, TOKEN, Variant, channel, url};
@@ -12,11 +13,44 @@ pub(crate) struct Ours<S>(OperationsClient<S>);
 
 impl Ours<Transport> {
     pub(crate) async fn connect(server: &Server) -> Result<Self> {
+        Ok(Self(Self::builder(server).connect().await?))
+    }
+
+    /// Records metrics with the OpenTelemetry SDK, without an exporter.
+    #[cfg(feature = "observability")]
+    pub(crate) async fn with_metrics(server: &Server) -> Result<Self> {
+        let reader = opentelemetry_sdk::metrics::ManualReader::builder().build();
+        let provider = opentelemetry_sdk::metrics::SdkMeterProvider::builder();
+        let provider = provider.with_reader(reader).build();
+        let recorder = longrunning::OpenTelemetryRecorder::new(&provider).experimental();
+        let builder = Self::builder(server).recorder(std::sync::Arc::new(recorder));
+        // The instruments record nothing once the provider is dropped.
+        std::mem::forget(provider);
+        Ok(Self(builder.connect().await?))
+    }
+
+    /// Records spans with the OpenTelemetry SDK, without an exporter.
+    #[cfg(feature = "observability")]
+    pub(crate) async fn with_spans(server: &Server) -> Result<Self> {
+        use opentelemetry::trace::TracerProvider as _;
+        use tracing_subscriber::{
+            Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+        };
+
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
+        // Without the spans of h2, which would be the majority.
+        let ours = Targets::new().with_target("longrunning", tracing_subscriber::filter::LevelFilter::INFO);
+        tracing_subscriber::registry().with(layer.with_filter(ours)).init();
+        Self::connect(server).await
+    }
+
+    fn builder(server: &Server) -> ClientBuilder {
         let mut builder = OperationsClient::builder(url(server)).credentials(credentials());
         if !server.certificate.is_empty() {
             builder = builder.ca_certificate(server.certificate.as_str());
         }
-        Ok(Self(builder.connect().await?))
+        builder
     }
 }
 

@@ -184,7 +184,7 @@ async fn connect(host: &Authority) -> Result<impl AsyncRead + AsyncWrite + Unpin
     let attempts = async {
         loop {
             match dial.dial(uri.clone()).await {
-                Ok(stream) => return stream,
+                Ok(dialed) => return dialed.io,
                 Err(error) => last = error,
             }
             sleep(RECONNECT).await;

@@ -1,5 +1,7 @@
 //! The published state of a token: the current one, and why there is no newer one.
 
+use std::time::SystemTime;
+
 use http::{HeaderName, HeaderValue};
 use tonic::Status;
 
@@ -25,6 +27,7 @@ pub(crate) struct Published {
 
 pub(crate) struct Current {
     pub(in crate::auth) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(in crate::auth) fetched_at: SystemTime,
     pub(in crate::auth) expiry: Option<Expiry>,
     pub(in crate::auth) generation: Generation,
 }

@@ -25,6 +25,7 @@ impl Connection {
         }
         if let Err(timeout) = self.keepalive.check(now) {
             let _ = self.link.timed_out.set(timeout);
+            self.link.counters.keepalive_timeouts.increment();
             return true;
         }
         if is_due(self.take_at) {
@@ -39,14 +40,14 @@ impl Connection {
         }
         self.update_timeouts(now);
         if self.lifetime.take_expired(now) {
-            self.retire();
+            self.retire("the maximum connection age was reached");
         }
         if self.lifetime.is_idle(now) && self.sender.is_some() {
             // The pool may refuse, and then the idle timeout starts again.
             self.lifetime.keep(now);
             let pool = self.pool.upgrade();
             if pool.is_some_and(|pool| pool.remove_idle(&self.handle)) {
-                self.sender = None;
+                self.close("the idle timeout has passed");
             }
         }
         self.lifetime.close_timed_out(now)
@@ -110,7 +111,7 @@ impl Connection {
                 self.keepalive.await_probe(now);
             }
             if self.calls_queued && self.abandoned.are_exhausted(self.stream_limit(), now) {
-                self.retire();
+                self.retire("most of its streams are abandoned and wait to be reset");
             }
         }
         self.abandoned.postpone(now);

@@ -143,15 +143,14 @@ impl Attempts {
         }
     }
 
-    /// Gives up the attempts that take longer than this: their runtime is stalled. Returns whether there
-    /// were any.
-    pub(crate) fn give_up(&mut self, limit: Duration, now: Instant) -> bool {
+    /// Gives up the attempts that take longer than this: their runtime is stalled. Returns their number.
+    pub(crate) fn give_up(&mut self, limit: Duration, now: Instant) -> usize {
         let before = self.attempts.len();
         self.attempts.retain(|attempt| {
             let end = attempt.starts_at.checked_add(limit);
             end.is_none_or(|end| now < end)
         });
-        self.attempts.len() < before
+        before - self.attempts.len()
     }
 
     /// Notes that the pool's runtime has ended, or is stalled. That of the next attempt takes its place.

@@ -1,10 +1,10 @@
 //! The open connections of a pool, and the choice of one for the next call.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{runtime, time::Instant};
 
-use crate::transport::waker::ConnectionHandle;
+use crate::transport::{stats::ConnectionStats, waker::ConnectionHandle};
 
 /// The connections that take calls, the oldest first.
 #[derive(Debug, Default)]
@@ -14,6 +14,7 @@ pub(crate) struct Connections(Vec<PooledConnection>);
 #[derive(Debug)]
 pub(crate) struct PooledConnection {
     pub(crate) handle: Arc<ConnectionHandle>,
+    peer: Option<SocketAddr>,
     pub(crate) opened: Instant,
     pub(crate) load: Load,
     pub(crate) has_answered: bool,
@@ -82,8 +83,8 @@ impl Connections {
         self.0.iter().filter(|connection| !connection.stalled)
     }
 
-    pub(crate) fn add(&mut self, handle: Arc<ConnectionHandle>, max_streams: usize, now: Instant) {
-        self.0.push(PooledConnection::new(handle, max_streams, now));
+    pub(crate) fn add(&mut self, connection: PooledConnection) {
+        self.0.push(connection);
     }
 
     pub(crate) fn get_mut(&mut self, handle: &ConnectionHandle) -> Option<&mut PooledConnection> {
@@ -227,7 +228,12 @@ impl Connections {
 }
 
 impl PooledConnection {
-    fn new(handle: Arc<ConnectionHandle>, max_streams: usize, now: Instant) -> Self {
+    pub(crate) fn new(
+        handle: Arc<ConnectionHandle>,
+        max_streams: usize,
+        peer: Option<SocketAddr>,
+        now: Instant,
+    ) -> Self {
         let load = Load {
             max_streams,
             room: max_streams,
@@ -235,6 +241,7 @@ impl PooledConnection {
         };
         Self {
             handle,
+            peer,
             opened: now,
             load,
             has_answered: false,
@@ -246,6 +253,17 @@ impl PooledConnection {
             last_answer: None,
             failing_since: None,
             suspect_since: None,
+        }
+    }
+
+    pub(crate) fn stats(&self, now: Instant) -> ConnectionStats {
+        ConnectionStats {
+            id: self.handle.id,
+            peer: self.peer,
+            age: now.saturating_duration_since(self.opened),
+            streams_in_use: self.load.streams,
+            abandoned_streams: self.load.abandoned,
+            max_streams: self.load.max_streams,
         }
     }
 
@@ -325,7 +343,7 @@ mod tests {
         let mut connections = Connections::default();
         let handles = [0, 1].map(|id| ConnectionHandle::new(id, runtime));
         for handle in &handles {
-            connections.add(handle.clone(), 100, now);
+            connections.add(PooledConnection::new(handle.clone(), 100, None, now));
         }
         let mut report = |id: usize, answered, failures, millis| {
             let load = Load {

@@ -60,6 +60,13 @@ impl Queue {
         self.len() >= self.bound
     }
 
+    /// Returns how long the oldest queued call has waited; zero if no calls are queued.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        let oldest = self.oldest().into_iter().chain(self.returned.front());
+        let queued_at = oldest.map(|call| call.queued_at).min();
+        queued_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
     /// Adds a call, and returns its number; or returns the call if the queue is full.
     pub(crate) fn push(&mut self, mut call: PendingCall) -> Result<u64, Box<PendingCall>> {
         if self.is_full() {

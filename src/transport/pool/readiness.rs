@@ -39,6 +39,11 @@ impl Readiness {
         self.full.clone()
     }
 
+    /// Returns how many callers wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Notes that the queue is full.
     pub(crate) fn set_full(&self) {
         self.full.0.store(true, Ordering::Release);
