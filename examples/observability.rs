@@ -36,9 +36,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     names
         .clone()
         .try_for_each(|name| emulator.start_operation(name).map(drop))?;
-    let mut results = client.cancel_operations(tokio_stream::iter(names), 10);
-    while let Some((_, result)) = results.next().await {
-        result?;
+    let mut reports = client.cancel_operations(tokio_stream::iter(names));
+    while let Some(report) = reports.next().await {
+        report.result?;
     }
     client.poller("operations/0").until_done().await?;
 

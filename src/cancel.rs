@@ -1,13 +1,18 @@
 //! Cancelling one operation and learning how it ended, and cancelling many.
 
+mod job;
 mod many;
+mod report;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Code, IntoRequest, Status};
 
-pub use self::many::CancelOperations;
+pub use self::{
+    many::{CancelOperations, CancelStats},
+    report::CancelReport,
+};
 use crate::{
     client::{GrpcStack, OperationsClient},
     operation::{Operation, Outcome},
@@ -68,11 +73,10 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// - `UNIMPLEMENTED`: it cannot cancel operations.
     /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it does not take the request. It may be that
     ///   the operation cannot be cancelled; or that it is stopping already, for an earlier call or
-    ///   attempt whose answer got lost. One look was made, for some servers say it of what is done,
-    ///   and then that is the outcome: so the operation was not done, or the look failed.
-    ///   [`poller`](Self::poller) tells how it goes on.
+    ///   attempt whose response was lost. Because some servers return this for a done operation, the
+    ///   operation is polled once before this status is returned: either it was not done, or that poll failed. Use a [`poller`](Self::poller) to wait for it.
     /// - `DEADLINE_EXCEEDED`, `UNAVAILABLE`: there was no answer, and the server may have taken the
-    ///   request all the same. Call again, or look with [`poller`](Self::poller).
+    ///   request all the same. Call again, or use a [`poller`](Self::poller).
     pub async fn cancel_and_wait(
         &self,
         request: impl IntoRequest<CancelOperationRequest>,
@@ -88,7 +92,7 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
             Err(refusal) if may_be_done(&refusal) => {
                 return match target.get(self, left()).await {
                     Ok(state) if state.done => Ok(CancelOutcome::of(state)),
-                    // The server's own word on the cancel tells more than this look.
+                    // The server's status for the cancel call is more useful than that of this poll.
                     _ => Err(refusal),
                 };
             }
@@ -101,8 +105,9 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
         Ok(match (end, poller.latest()) {
             (Ok(state), _) => CancelOutcome::of(state),
             (Err(status), _) if status.code() == Code::NotFound => CancelOutcome::NotFound,
-            // This is the total timeout: polling continues after any other DEADLINE_EXCEEDED.
-            (Err(status), Some(state)) if status.code() == Code::DeadlineExceeded => {
+            (Err(status), Some(state))
+                if status.code() == Code::DeadlineExceeded && begun.elapsed() >= limit =>
+            {
                 CancelOutcome::Running(state.clone())
             }
             (Err(status), _) => CancelOutcome::Unknown(status),

@@ -24,8 +24,8 @@ pub(crate) use self::{header::Template, settings::Settings, shared::Server};
 use crate::{
     operation::Operation,
     proto::{
-        CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
-        ListOperationsResponse, WaitOperationRequest,
+        CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, KnownState,
+        ListOperationsRequest, ListOperationsResponse, WaitOperationRequest,
     },
     transport::Transport,
 };
@@ -252,7 +252,9 @@ impl<S: GrpcStack> OperationsClient<S> {
         &self,
         request: impl IntoRequest<GetOperationRequest>,
     ) -> Result<Operation, Status> {
-        self.call(request.into_request()).await
+        let mut request = request.into_request();
+        KnownState::take(request.extensions_mut());
+        self.call(request).await
     }
 
     /// Tells the server to forget an operation. This does not stop it.

@@ -24,7 +24,7 @@
 //! Faults and other behavior of servers: [`on_cancel`](Emulator::on_cancel), [`on_wait`](Emulator::on_wait),
 //! [`delay`](Emulator::delay), [`delay_with`](Emulator::delay_with), [`fail_next`](Emulator::fail_next),
 //! [`lose_next`](Emulator::lose_next), [`reset_next`](Emulator::reset_next),
-//! [`unimplement`](Emulator::unimplement), [`require`](Emulator::require),
+//! [`unimplement`](Emulator::unimplement), [`require`](Emulator::require), [`quota`](Emulator::quota),
 //! [`restart`](Emulator::restart), and a limit on [streams](EmulatorBuilder::max_concurrent_streams).
 //! The guide [`testing`](crate::guide::testing) shows how to test a service with it.
 //!
@@ -61,6 +61,7 @@ mod deadline;
 mod filter;
 mod list;
 mod operations;
+mod quota;
 mod request;
 mod script;
 mod server;

@@ -32,7 +32,8 @@
 //!   own stack leaves both to the stack, unless you set them.
 //! - **No credentials are sent by default**: see [`Credentials`].
 //! - **Clones of a client are cheap** and share its connections, token and settings. Its background
-//!   tasks stop when the last clone is dropped.
+//!   tasks stop when the last clone is dropped; the exception is the cancel call of a dropped
+//!   [`CancelOnDrop`], which may run for up to 10 seconds afterwards.
 //!
 //! # Where to find what
 //!
@@ -45,8 +46,9 @@
 //! | set a timeout or a retry policy for one call | [`RetryPolicy`](RetryPolicy#for-one-call), [`AttemptTimeout`] |
 //! | authenticate | [`Credentials`], and [`AuthInterceptor`] for any other generated client |
 //! | wait until an operation is done | [`Poller`], [`PollPolicy`] |
+//! | cancel an operation if your program stops waiting for it | [`Poller::cancel_on_drop`] |
 //! | cancel an operation and learn the outcome | [`OperationsClient::cancel_and_wait`], [`CancelOutcome`] |
-//! | cancel many operations | [`OperationsClient::cancel_operations`] |
+//! | cancel many operations, at a rate that adapts to the quota of the server | [`OperationsClient::cancel_operations`], [`CancelReport`] |
 //! | list operations over all pages | [`OperationsClient::operations`] |
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
 //! | know how each failure ends | [`Transport`](Transport#faults) |
@@ -103,6 +105,7 @@ mod operation;
 mod poll;
 mod propagation;
 pub mod proto;
+mod rate;
 mod recorder;
 mod retry;
 mod stats;
@@ -116,11 +119,11 @@ pub use self::metrics::OpenTelemetryRecorder;
 pub use self::{
     auth::{AuthInterceptor, CallCredentials, Credentials, Token, TokenStatus},
     builder::ClientBuilder,
-    cancel::{CancelOperations, CancelOutcome},
+    cancel::{CancelOperations, CancelOutcome, CancelReport, CancelStats},
     client::{BoxGrpcStack, GrpcStack, OperationsClient},
     list::OperationStream,
     operation::{Operation, Outcome, location},
-    poll::{PollPolicy, Poller},
+    poll::{CancelOnDrop, PollPolicy, Poller},
     recorder::{
         AttemptEnded, AttemptStarted, CallEnded, OperationDone, OutcomeKind, PollEnded, PollMethod,
         Recorder,

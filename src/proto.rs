@@ -14,7 +14,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use tonic::{IntoRequest, Request};
+use tonic::{Extensions, IntoRequest, Request};
 
 #[cfg(feature = "emulator")]
 pub use self::generated::google::longrunning::operations_server;
@@ -112,9 +112,36 @@ macro_rules! an_operation_is_a_request {
     )*};
 }
 
+/// Converts an operation to a request for it. The extensions of the request contain the operation's state, which
+/// [`OperationsClient::poller`](crate::OperationsClient::poller) uses.
+impl IntoRequest<GetOperationRequest> for Operation {
+    fn into_request(self) -> Request<GetOperationRequest> {
+        let mut request: Request<GetOperationRequest> = self.name.clone().into_request();
+        request.extensions_mut().insert(KnownState(Arc::new(self)));
+        request
+    }
+}
+
+impl IntoRequest<GetOperationRequest> for &Operation {
+    fn into_request(self) -> Request<GetOperationRequest> {
+        self.clone().into_request()
+    }
+}
+
+/// The state of the operation that a request was created from.
+#[derive(Clone)]
+pub(crate) struct KnownState(Arc<Operation>);
+
+impl KnownState {
+    /// Removes the state from the extensions of a request.
+    pub(crate) fn take(extensions: &mut Extensions) -> Option<Operation> {
+        let Self(state) = extensions.remove()?;
+        Some(Arc::unwrap_or_clone(state))
+    }
+}
+
 an_operation_is_a_request!(
     CancelOperationRequest,
     DeleteOperationRequest,
-    GetOperationRequest,
     WaitOperationRequest
 );

@@ -223,7 +223,28 @@ impl RetryPolicy {
         self
     }
 
-    fn retries(&self, status: &Status, asked: Option<ServerDelay>) -> bool {
+    /// Removes the maximum number of attempts, unless the policy disables retries.
+    pub(crate) fn with_unlimited_attempts(mut self) -> Self {
+        if self.max_attempts > 1 {
+            self.max_attempts = usize::MAX;
+        }
+        self
+    }
+
+    /// Returns the policy in the extensions of a call, for a caller that retries the call itself. A policy without
+    /// retries is left in its place.
+    pub(crate) fn take_from(extensions: &mut Extensions) -> Option<Self> {
+        let policy = extensions.remove::<Self>()?;
+        extensions.insert(policy.clone().max_attempts(1));
+        Some(policy)
+    }
+
+    /// Returns whether a call that failed with this status is safe to retry.
+    fn allows_retry(&self, status: &Status) -> bool {
+        self.is_idempotent || status.delivery() == Some(Delivery::NotSent)
+    }
+
+    pub(crate) fn retries(&self, status: &Status, asked: Option<ServerDelay>) -> bool {
         match (retry(status), status.origin()) {
             (Some(retry), _) => retry,
             (None, Some(Origin::Client)) => false,
@@ -332,6 +353,10 @@ impl Retry {
         Some(Cow::Owned(retry))
     }
 
+    pub(crate) fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+
     pub(crate) fn throttle(&self) -> Option<&Arc<Throttle>> {
         self.throttle.as_ref()
     }
@@ -339,6 +364,13 @@ impl Retry {
     /// Disables retries of a `RESOURCE_EXHAUSTED` with a delay, unless `codes` contains it.
     pub(crate) fn without_quota(mut self) -> Self {
         self.policy.quota = false;
+        self
+    }
+
+    /// Disables all retries, and the throttle. The attempt timeout is kept.
+    pub(crate) fn without_retries(mut self) -> Self {
+        self.policy.max_attempts = 1;
+        self.throttle = None;
         self
     }
 
@@ -353,14 +385,12 @@ impl Retry {
         F: Future<Output = Result<T, Status>>,
     {
         let throttle = self.throttle.as_deref();
-        let (mut attempts, mut backoffs) = (0_usize, 0);
-        let mut delivery = Delivery::NotSent;
+        let mut failures = Failures::new(&self.policy);
         let mut begun = first.begun;
         loop {
-            let this = first.again(attempts, begun, self.policy.attempt_timeout);
+            let this = first.again(failures.count, begun, self.policy.attempt_timeout);
             let result = attempt(this).await;
             observer.attempt_ended(&result);
-            attempts += 1;
             let status = match result {
                 Ok(answer) => {
                     if let Some(throttle) = throttle {
@@ -368,7 +398,7 @@ impl Retry {
                     }
                     return Ok(answer);
                 }
-                Err(status) => covering(status, &mut delivery),
+                Err(status) => failures.covering(status),
             };
             let asked = ServerDelay::of(&status);
             let has_timed_out = this.has_timed_out(&status) && retry(&status).is_none();
@@ -377,19 +407,10 @@ impl Retry {
             let takes_token = is_retryable || asked == Some(ServerDelay::NoRetry);
             let is_throttled = takes_token
                 && throttle.is_some_and(|throttle| !observer.in_call(|| throttle.failed()));
-            let is_safe = self.policy.is_idempotent || status.delivery() == Some(Delivery::NotSent);
-            if !is_retryable || !is_safe {
+            if !is_retryable {
                 return Err(status);
             }
-            let delay = self
-                .policy
-                .delay(attempts, backoffs, asked, fastrand::f64());
-            // A pushback resets the backoff, see gRFC A6.
-            backoffs = if matches!(asked, Some(ServerDelay::Exactly(_))) {
-                0
-            } else {
-                backoffs.saturating_add(1)
-            };
+            let delay = failures.delay(&status, asked);
             let in_time = |delay: Duration| {
                 let left = |at: Instant| at.saturating_duration_since(Instant::now());
                 first.call_deadline.is_none_or(|it| delay < left(it.at()))
@@ -401,7 +422,7 @@ impl Retry {
                 throttle.suppressed();
                 return Err(status);
             }
-            observer.in_call(|| trace::retrying(attempts, &status, delay));
+            observer.in_call(|| trace::retrying(failures.count, &status, delay));
             sleep(delay).await;
             // If the runtime was busy, the sleep may have taken longer than the delay.
             if !in_time(Duration::ZERO) {
@@ -420,13 +441,89 @@ pub(crate) trait AttemptObserver {
     fn in_call<T>(&self, f: impl FnOnce() -> T) -> T;
 }
 
-/// Extends the delivery of a status to the earlier attempts, and updates `earlier` for the next one. A
-/// response to an earlier attempt counts only as `MaybeSent`.
-fn covering(status: Status, earlier: &mut Delivery) -> Status {
-    let this = status.delivery().unwrap_or(Delivery::MaybeSent);
-    let covering = this.max(*earlier);
-    *earlier = covering.min(Delivery::MaybeSent);
-    with_delivery(status, covering)
+/// Counts the failed attempts of a call, and computes the delay before each retry.
+#[derive(Debug)]
+pub(crate) struct Failures<'a> {
+    policy: &'a RetryPolicy,
+    /// The number of failed attempts that count towards the maximum.
+    count: usize,
+    /// The number of backoffs since the last pushback.
+    backoffs: u32,
+    /// The number of consecutive attempts that the server rejected because of its quota.
+    rejections: u32,
+    /// The combined delivery of the earlier attempts.
+    delivery: Delivery,
+}
+
+impl<'a> Failures<'a> {
+    pub(crate) fn new(policy: &'a RetryPolicy) -> Self {
+        Self {
+            policy,
+            count: 0,
+            backoffs: 0,
+            rejections: 0,
+            delivery: Delivery::NotSent,
+        }
+    }
+
+    /// Returns the status with the delivery of all attempts so far. An earlier attempt that was answered counts as
+    /// `MaybeSent`.
+    pub(crate) fn covering(&mut self, status: Status) -> Status {
+        let this = status.delivery().unwrap_or(Delivery::MaybeSent);
+        let covering = this.max(self.delivery);
+        self.delivery = covering.min(Delivery::MaybeSent);
+        with_delivery(status, covering)
+    }
+
+    /// Counts a failed attempt, and returns the delay before the next one, or `None` if the call is not retried.
+    pub(crate) fn delay(
+        &mut self,
+        status: &Status,
+        asked: Option<ServerDelay>,
+    ) -> Option<Duration> {
+        self.count += 1;
+        self.rejections = 0;
+        let delay = self
+            .policy
+            .delay(self.count, self.backoffs, asked, fastrand::f64());
+        // See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+        self.backoffs = match asked {
+            Some(ServerDelay::Exactly(_)) => 0,
+            _ => self.backoffs.saturating_add(1),
+        };
+        delay.filter(|_| self.policy.allows_retry(status))
+    }
+
+    /// Returns the delay after an attempt that the server rejected because of its quota, or `None` if the policy
+    /// disables retries. The attempt does not count towards the maximum, because the server is healthy.
+    ///
+    /// If a rate limiter reduces the rate, the first retry has the delay that the server requested. Otherwise, and if the
+    /// same call is rejected again, the delay is at least the backoff.
+    pub(crate) fn delay_after_rejection(
+        &mut self,
+        status: &Status,
+        asked: Option<ServerDelay>,
+        is_rate_limited: bool,
+    ) -> Option<Duration> {
+        let random = fastrand::f64();
+        let delay = self.policy.delay(1, 0, asked, random);
+        let delay = match asked {
+            Some(ServerDelay::Exactly(_)) if self.rejections == 0 => delay,
+            _ if is_rate_limited && self.rejections == 0 => delay,
+            _ => {
+                let backoffs = self.rejections.saturating_sub(u32::from(is_rate_limited));
+                let backoff = self.policy.backoff.delay(backoffs, random);
+                delay.map(|delay| delay.max(backoff))
+            }
+        };
+        self.rejections = self.rejections.saturating_add(1);
+        delay.filter(|_| self.policy.allows_retry(status))
+    }
+
+    /// Returns the number of consecutive attempts that the server rejected because of its quota.
+    pub(crate) fn rejections(&self) -> u32 {
+        self.rejections
+    }
 }
 
 #[cfg(test)]

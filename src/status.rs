@@ -284,6 +284,30 @@ pub(crate) fn code_name(code: Code) -> &'static str {
     rpc::Code::try_from(i32::from(code)).map_or("UNKNOWN", |code| code.as_str_name())
 }
 
+/// Returns whether a failure is transient, so that a new call may succeed.
+///
+/// [AIP-194](https://google.aip.dev/194) recommends to retry a call only on `UNAVAILABLE`, and not after its deadline. A
+/// new call, such as the next poll, has its own deadline.
+pub(crate) fn is_transient(status: &Status) -> bool {
+    // A layer of the stack has marked the status as retryable.
+    if retry(status) == Some(true) {
+        return true;
+    }
+    match status.code() {
+        Code::DeadlineExceeded | Code::Unavailable => true,
+        Code::ResourceExhausted => status.origin() != Some(Origin::Client),
+        // The stream was reset; the status did not come from the server.
+        Code::Cancelled => status.origin() == Some(Origin::Transport),
+        _ => false,
+    }
+}
+
+/// Returns whether the server rejected a call because of its quota. Limits of the client or of a proxy end calls with
+/// the same code.
+pub(crate) fn is_quota_rejection(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted && status.origin() == Some(Origin::Server)
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for tonic::Status {}

@@ -323,6 +323,22 @@ pub(crate) fn throttle_stopped() {
     event!(DEBUG, "retry throttle stopped");
 }
 
+/// Reports that the cancel call of a dropped guard failed. This is a warning because the operation may continue to run.
+pub(crate) fn cancel_on_drop_failed(operation: &str, failure: &Status) {
+    event!(
+        WARN,
+        operation,
+        code = failure.code_name(),
+        failure = failure.message(),
+        "cancel on drop failed"
+    );
+}
+
+/// Reports that the rate limiter decreased the rate, to `rate` calls per second.
+pub(crate) fn rate_decreased(rate: f64) {
+    event!(DEBUG, rate, "rate decreased");
+}
+
 pub(crate) fn retrying(attempts: usize, failure: &Status, delay: Duration) {
     event!(
         DEBUG,

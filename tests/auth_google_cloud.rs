@@ -150,7 +150,7 @@ async fn an_account_is_impersonated() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_is_later_taken_back_needs_no_restart() {
+async fn a_rejection_that_is_later_taken_back_needs_no_restart() {
     let federation = Federation::start().await;
     let quoting = json!({"error": "invalid_grant", "error_description": SUBJECT});
     federation.answer(Reply::status(400, quoting.to_string()));

@@ -104,7 +104,7 @@ async fn two_clients_share_the_token_of_one_interceptor() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_server_is_the_callers_and_brings_a_new_token() {
+async fn a_rejection_of_the_server_is_the_callers_and_brings_a_new_token() {
     let server = GrpcServer::start().await;
     let fetches = Arc::default();
     let auth = Credentials::custom(Counting(Arc::clone(&fetches)))

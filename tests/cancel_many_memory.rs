@@ -28,11 +28,11 @@ async fn a_hundred_thousand_names_take_the_memory_of_a_few() {
     let client = server.client();
     let cancel = async |names: u64| {
         let names = (0..names).map(|n| format!("operations/{n:0501}"));
-        let mut results = client.cancel_operations(tokio_stream::iter(names), 100);
+        let mut reports = client.cancel_operations(tokio_stream::iter(names)).fixed();
         let mut count = 0;
-        while let Some((name, result)) = results.next().await {
-            assert_eq!(name.len() as u64, BYTES_OF_A_NAME);
-            result.expect("accepted");
+        while let Some(report) = reports.next().await {
+            assert_eq!(report.name.len() as u64, BYTES_OF_A_NAME);
+            report.result.expect("accepted");
             count += 1;
         }
         count

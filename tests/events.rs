@@ -258,7 +258,7 @@ fn the_guide_lists_every_event() {
     });
     let events = events.filter(|(level, _)| ["DEBUG", "WARN"].contains(level));
     let events: Vec<_> = events.collect();
-    assert_eq!(events.len(), 12, "{events:?}");
+    assert_eq!(events.len(), 14, "{events:?}");
     for (level, message) in events {
         let row = format!("| `{message}` | {level} |");
         assert!(guide.contains(&row), "{row}");
@@ -283,12 +283,12 @@ async fn calls_that_are_spawned_as_tasks_stay_in_the_callers_span() {
         assert!(client.operations("operations").next().await.is_none());
         later();
         let names = tokio_stream::once("operations/1");
-        let mut results = client.cancel_operations(names, 1);
+        let mut results = client.cancel_operations(names);
         results
             .next()
             .await
-            .expect("a result")
-            .1
+            .expect("a report")
+            .result
             .expect_err("unknown");
     };
     // Of our target, which alone is listened to.
@@ -378,4 +378,24 @@ fn a_client_that_is_dropped_reports_that_its_connection_was_closed() {
     assert!(connected.contains(&start), "{connected}");
     let start = format!(" connection closed server=127.0.0.1:{port} ");
     assert!(disconnected.contains(&start), "{disconnected}");
+}
+
+#[tokio::test]
+async fn a_failed_cancel_on_drop_emits_a_warning() {
+    let lines = Lines::default();
+    let _guard = lines.listen();
+    let emulator = Emulator::start().await.expect("a free port");
+    let builder = OperationsClient::builder(emulator.endpoint());
+    let client = builder.connect().await.expect("it is there");
+    let guard = client.poller("operations/1").cancel_on_drop();
+    drop(guard.expect("a runtime"));
+    let expected = " cancel on drop failed operation=\"operations/1\" code=\"NOT_FOUND\"";
+    let is_expected = |line: &String| line.contains(expected) && line.contains("WARN");
+    let event = async {
+        while !lines.said().iter().any(is_expected) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let event = tokio::time::timeout(Duration::from_secs(10), event).await;
+    event.unwrap_or_else(|_| panic!("there is no such event: {:?}", lines.said()));
 }

@@ -29,7 +29,7 @@ async fn examples() -> Result<(), tonic::Status> {
     while let Some(operation) = all.next().await {
         println!("{}", operation?.name);
     }
-    let mut results = client.cancel_operations(tokio_stream::iter([name]), 100); // at most 100 at a time
+    let mut reports = client.cancel_operations(tokio_stream::iter([name])); // at a rate that adapts to the server's quota
     // end
     Ok(())
 }

@@ -446,7 +446,7 @@ async fn a_refused_call_has_one_transparent_retry_per_call() {
 }
 
 #[tokio::test]
-async fn a_retry_after_a_refusal_is_sent_the_remaining_timeout() {
+async fn a_retry_after_a_rejection_is_sent_the_remaining_timeout() {
     let server = Server::start(Habits::default());
     let seen = server.seen.clone();
     let refusing = Listener::start(|_, io: TcpStream| async move {

@@ -3,6 +3,8 @@
 mod allocations;
 mod callgrind;
 mod client;
+#[cfg(feature = "cancel_many")]
+mod cancel_many;
 mod memory;
 mod plan;
 mod record;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "table" => table::run(&rest),
         "callgrind" => callgrind::run(&rest),
+        #[cfg(feature = "cancel_many")]
+        "cancel_many" => cancel_many::run(&rest),
         "costs" => callgrind::costs(&rest),
         // The parts that the two above start, each in a process of its own.
         "server" => server::run(&rest),

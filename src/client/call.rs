@@ -45,7 +45,7 @@ impl<S: GrpcStack> OperationsClient<S> {
                 let mut attempt = |attempt: Attempt| {
                     attempts += 1;
                     if attempt.previous > 0 {
-                        self.shared.retries.increment();
+                        self.count_retry();
                     }
                     self.attempt(&call, attempt, &observed)
                 };

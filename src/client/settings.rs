@@ -222,6 +222,14 @@ impl<S> OperationsClient<S> {
         self
     }
 
+    /// Returns the client without retries, and its retry policy, for a caller that retries calls itself.
+    pub(crate) fn without_retries(mut self) -> (Self, RetryPolicy) {
+        let retry = self.settings.retry.take();
+        let policy = retry.as_ref().map(|retry| retry.policy().clone());
+        self.settings.retry = retry.map(Retry::without_retries);
+        (self, policy.unwrap_or_default())
+    }
+
     /// Sets the timeout of a request: its own, or else that of the client, or else the published 10 s, but at
     /// most the time that its caller has left.
     pub(crate) fn bound<R>(&self, request: &mut Request<R>, left: Option<Duration>) {

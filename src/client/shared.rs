@@ -87,6 +87,11 @@ impl OperationsClient<Transport> {
 }
 
 impl<S> OperationsClient<S> {
+    /// Counts a retry that a retry policy made. Transparent retries are counted separately.
+    pub(crate) fn count_retry(&self) {
+        self.shared.retries.increment();
+    }
+
     /// Returns the recorder, if there is one.
     pub(crate) fn current_recorder(&self) -> Option<&Arc<dyn Recorder>> {
         self.settings.recorder.as_ref()

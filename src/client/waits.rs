@@ -1,23 +1,34 @@
 //! WaitOperation: whether the server implements it, and the permits for concurrent calls.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use super::OperationsClient;
 
-/// What a client and its clones share about WaitOperation.
-#[derive(Debug, Default)]
+/// The WaitOperation state shared by a client and its clones.
+#[derive(Debug)]
 pub(crate) struct Waits {
     /// When the server last answered that it does not implement it.
     unimplemented_at: Mutex<Option<Instant>>,
-    under_way: AtomicUsize,
+    /// Created with the maximum number of permits. `wait_permit` enforces the limit, because clones can have different
+    /// limits.
+    permits: Semaphore,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            unimplemented_at: Mutex::default(),
+            permits: Semaphore::new(Semaphore::MAX_PERMITS),
+        }
+    }
 }
 
 impl Waits {
@@ -25,15 +36,6 @@ impl Waits {
         self.unimplemented_at
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Leave for a Wait, until it is dropped.
-pub(crate) struct Leave<'a>(&'a Waits);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -51,22 +53,25 @@ impl<S> OperationsClient<S> {
         self
     }
 
-    /// Gives leave for a Wait, if the server can wait and few others are under way.
-    pub(crate) fn may_wait(&self) -> Option<Leave<'_>> {
+    /// Returns a permit for a WaitOperation call, unless the server does not implement it or the limit is reached.
+    pub(crate) fn wait_permit(&self) -> Option<SemaphorePermit<'_>> {
         let waits = &self.shared.waits;
         let unimplemented_at = *waits.unimplemented_at();
         if unimplemented_at.is_some_and(|at| at.elapsed() < UNIMPLEMENTED) {
             return None;
         }
-        let before = waits.under_way.fetch_add(1, Ordering::Relaxed);
-        let leave = Leave(waits);
-        let most = self.settings.max_waits.unwrap_or(AT_ONCE);
+        let max = self.settings.max_waits.unwrap_or(MAX_WAITS);
         // At most half of the streams, so that other calls find a free one.
-        let half = self.shared.capacity().map(|streams| streams / 2);
-        (before < half.map_or(most, |half| half.min(most))).then_some(leave)
+        let max = self
+            .shared
+            .capacity()
+            .map_or(max, |streams| max.min(streams / 2));
+        let permit = waits.permits.try_acquire().ok()?;
+        let in_use = Semaphore::MAX_PERMITS - waits.permits.available_permits();
+        (in_use <= max).then_some(permit)
     }
 
-    /// Notes that the server does not implement WaitOperation. It is not called for 10 minutes.
+    /// Records that the server does not implement WaitOperation. It is not called for 10 minutes.
     pub(crate) fn wait_is_unimplemented(&self) {
         *self.shared.waits.unimplemented_at() = Some(Instant::now());
     }
@@ -76,6 +81,6 @@ impl<S> OperationsClient<S> {
 /// implements it, or only some of several replicas may lack it.
 const UNIMPLEMENTED: Duration = Duration::from_secs(600);
 
-/// Half of the streams that Google's front ends allow on a connection: Waits, which take them for a
-/// minute, must not keep other calls from them.
-const AT_ONCE: usize = 50;
+/// Half of the streams that Google's front ends allow on a connection. These calls occupy a stream for up to a
+/// minute, and must leave streams for other calls.
+const MAX_WAITS: usize = 50;

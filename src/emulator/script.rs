@@ -12,7 +12,7 @@ use h2::Reason;
 use http::Response;
 use tonic::Status;
 
-use super::{Call, CancelBehavior, Emulator, Method, WaitBehavior, lock};
+use super::{Call, CancelBehavior, Emulator, Method, WaitBehavior, lock, quota::Quota};
 
 impl Emulator {
     /// Holds every answer of a method back for so long; `None` stands for every method.
@@ -168,11 +168,17 @@ pub(super) struct Script {
     planned: Vec<Planned>,
     requirement: Option<Requirement>,
     unimplemented: BTreeSet<Method>,
+    pub(super) quotas: BTreeMap<Method, Quota>,
 }
 
 impl Script {
     pub(super) fn lacks(&self, method: Method) -> bool {
         self.unimplemented.contains(&method)
+    }
+
+    /// Takes a token from the quota of this method, if it has one.
+    pub(super) fn take_quota(&mut self, method: Method) -> Result<(), Status> {
+        self.quotas.get_mut(&method).map_or(Ok(()), Quota::take)
     }
 
     pub(super) fn delay(&self, method: Method) -> Duration {
@@ -227,6 +233,6 @@ impl fmt::Display for Reset {
 
 impl Error for Reset {}
 
-fn methods(method: Option<Method>) -> Vec<Method> {
+pub(super) fn methods(method: Option<Method>) -> Vec<Method> {
     method.map_or_else(|| Method::ALL.to_vec(), |method| vec![method])
 }

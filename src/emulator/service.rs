@@ -141,6 +141,7 @@ impl EmulatorService {
         }
         let requirement = lock(&self.shared.script).requirement();
         requirement.map_or(Ok(()), |requirement| meets(call, &requirement))?;
+        lock(&self.shared.script).take_quota(call.method())?;
         let fault = lock(&self.shared.script).take_fault(call.method());
         match fault {
             None => work.await,

@@ -38,7 +38,7 @@ async fn when_time_is_up_and_no_state_was_seen_nothing_is_known() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let message = format!(
         "operation {NAME:?} was not done within 1s; \
-         the last look failed: UNAVAILABLE: on strike"
+         the last poll failed: UNAVAILABLE: on strike"
     );
     assert_eq!(status.message(), message);
 }

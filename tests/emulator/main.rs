@@ -4,6 +4,7 @@ mod calls;
 mod lifecycle;
 mod list;
 mod methods;
+mod quota;
 mod scripts;
 mod wait;
 mod wire;

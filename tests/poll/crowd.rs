@@ -106,11 +106,12 @@ async fn waits_that_a_restart_cuts_off_do_not_come_back_in_one_instant() {
         let mut poller = client.poller(NAME);
         pollers.spawn(async move { poller.until_done().await });
     }
-    sleep_until(ends + SECOND + Duration::from_millis(2)).await;
+    // A random part of the first delay, which is 1.2 s at most.
+    sleep_until(ends + Duration::from_millis(1_202)).await;
     let calls = server.calls();
-    let gets: BTreeSet<_> = calls[50..].iter().map(|call| call.at).collect();
-    assert_eq!(calls.len(), 100, "each has looked again");
-    assert!(calls[50..].iter().all(|call| call.look == Look::Get));
+    assert!(calls.len() >= 100, "each has polled again: {}", calls.len());
+    let gets: BTreeSet<_> = calls[50..100].iter().map(|call| call.at).collect();
+    assert!(calls[50..100].iter().all(|call| call.look == Look::Get));
     assert!(gets.len() > 40, "{gets:?}");
     assert!(*gets.last().expect("some") - ends > SECOND / 2, "{gets:?}");
 }

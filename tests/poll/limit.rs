@@ -40,7 +40,7 @@ async fn the_end_of_the_total_timeout_names_operation_and_limit_and_the_last_fai
     let server = Server::of_looks(|_| failed(Status::unavailable("on strike")));
     let mut poller = server.client().poller(NAME).policy(policy);
     let status = poller.until_done().await.expect_err("time is up");
-    let message = format!("{message}; the last look failed: UNAVAILABLE: on strike");
+    let message = format!("{message}; the last poll failed: UNAVAILABLE: on strike");
     assert_eq!(status.message(), message);
     assert_eq!(poller.latest(), None);
 }
@@ -97,7 +97,7 @@ async fn a_look_has_what_is_left_for_its_deadline() {
     assert_eq!(
         status.message(),
         "operation \"operations/1\" was not done within 3s; \
-         the last look failed: DEADLINE_EXCEEDED: no answer to GetOperation within 3s: \
+         the last poll failed: DEADLINE_EXCEEDED: no answer to GetOperation within 3s: \
          waited 3s for the answer"
     );
     assert_eq!(server.calls()[0].timeout.as_deref(), Some("3000000u"));
@@ -132,4 +132,34 @@ async fn a_policy_that_is_set_later_counts_for_the_look_under_way() {
     let begun = Instant::now();
     assert!(poller.until_done().await.expect("Get answers").done);
     assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_policy_starts_immediately_and_begins_the_total_timeout_again() {
+    let server = Server::of_looks(|_| running());
+    let slow = PollPolicy::default()
+        .wait_timeout(Duration::ZERO)
+        .initial_delay(3600 * SECOND);
+    let mut poller = server.client().poller(NAME).policy(slow);
+    poller.next().await.expect("a state").expect("it runs");
+    tokio::time::sleep(100 * SECOND).await;
+    let begun = Instant::now();
+    let limited = PollPolicy::default()
+        .wait_timeout(Duration::ZERO)
+        .total_timeout(30 * SECOND);
+    let mut poller = poller.policy(limited);
+    poller.next().await.expect("a state").expect("it runs");
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    poller.until_done().await.expect_err("it runs");
+    assert_eq!(begun.elapsed(), 30 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_timeout_that_passes_before_the_first_poll_sends_nothing() {
+    let server = Server::of_looks(|_| running());
+    let policy = PollPolicy::default().total_timeout(Duration::ZERO);
+    let mut poller = server.client().poller(NAME).policy(policy);
+    let status = poller.until_done().await.expect_err("no time");
+    assert_eq!(status.delivery(), Some(longrunning::Delivery::NotSent));
+    assert!(server.calls().is_empty());
 }

@@ -3,10 +3,12 @@
 mod crowd;
 mod dropping;
 mod failures;
+mod guard;
 #[path = "../support/in_process.rs"]
 mod in_process;
 mod limit;
 mod runtimes;
+mod state;
 mod stream;
 mod timing;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use longrunning::{
-    Operation, OperationsClient, PollPolicy,
+    CallStatusExt as _, Operation, OperationsClient, PollPolicy,
     proto::{
         operations_server::OperationsServer,
         rpc::{self, RetryInfo},
@@ -237,14 +237,14 @@ async fn a_wait_that_is_refused_is_followed_by_a_get_soon_and_the_delays_grow_al
     let begun = Instant::now();
     let cut = timeout(600 * SECOND, poller.until_done()).await;
     assert!(cut.is_err(), "{cut:?}");
-    assert!(server.calls()[0].at - begun <= SECOND + Duration::from_millis(1));
+    assert!(server.calls()[0].at - begun <= Duration::from_millis(1_202));
     let gets = server.calls().len();
     assert!((25..=40).contains(&gets), "{gets}");
     assert!((gets..=gets + 1).contains(&waits.load(SeqCst)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_nobody_polls_no_look_is_made() {
+async fn a_poller_that_is_not_polled_makes_at_most_one_more_call() {
     let done = Instant::now() + 10 * SECOND;
     let server = Server::of_looks(move |_| Box::pin(ready(Ok(operation(Instant::now() >= done)))));
     let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
@@ -254,9 +254,159 @@ async fn while_nobody_polls_no_look_is_made() {
     let cut = timeout(Duration::from_millis(100), states.next()).await;
     assert!(cut.is_err(), "{cut:?}");
     sleep(3600 * SECOND).await;
-    assert_eq!(server.calls().len(), 1);
-    // What is seen then is new.
+    assert_eq!(server.calls().len(), 2);
+    // The state of that call comes first, and then a new one without a delay.
     let second = states.next().await.expect("a state").expect("no failure");
-    assert!(second.done);
-    assert_eq!(server.calls()[1].at, Instant::now());
+    assert!(!second.done);
+    let third = states.next().await.expect("a state").expect("no failure");
+    assert!(third.done);
+    assert_eq!(server.calls()[2].at, Instant::now());
+}
+
+/// Polls a server that always fails. Returns the code and the number of polls.
+async fn fail(status: Status, policy: PollPolicy) -> (Code, usize) {
+    let server = Server::of_looks(move |_| failed(status.clone()));
+    let mut poller = server.client().poller(NAME).policy(policy);
+    let end = timeout(3600 * SECOND, poller.until_done()).await;
+    let code = end.map_or(Code::Ok, |end| end.expect_err("it always fails").code());
+    (code, server.calls().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_failures_limits_consecutive_failures() {
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
+    for failures in [0, 1, 5] {
+        let limited = policy.max_failures(failures);
+        let (code, polls) = fail(Status::unavailable("down"), limited).await;
+        assert_eq!((code, polls), (Code::Unavailable, failures + 1));
+    }
+    // A successful poll resets the count.
+    let polls = Arc::<AtomicUsize>::default();
+    let server = Server::of_looks(move |_| match polls.fetch_add(1, SeqCst) {
+        20 => Box::pin(ready(Ok(operation(true)))),
+        poll if poll % 2 == 0 => failed(Status::unavailable("down")),
+        _ => running(),
+    });
+    let mut poller = server.client().poller(NAME).policy(policy.max_failures(1));
+    assert!(poller.until_done().await.expect("done").done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn polling_continues_only_after_transient_codes() {
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
+    let chosen = policy
+        .transient_codes([Code::NotFound, Code::Internal])
+        .max_failures(7);
+    for code in [Code::NotFound, Code::Internal] {
+        assert_eq!(fail(Status::new(code, "later"), chosen).await, (code, 8));
+        assert_eq!(fail(Status::new(code, "later"), policy).await, (code, 1));
+    }
+    let (code, polls) = fail(Status::unavailable("down"), chosen).await;
+    assert_eq!((code, polls), (Code::Unavailable, 1));
+    let retryable = Status::unavailable("down").into_retryable();
+    assert_eq!(fail(retryable, chosen).await, (Code::Unavailable, 8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pushback_replaces_the_poll_delay() {
+    let server = Server::of_looks(|_| {
+        let mut status = Status::unavailable("not now");
+        let pushback = "90000".parse().expect("ASCII");
+        status
+            .metadata_mut()
+            .insert("grpc-retry-pushback-ms", pushback);
+        failed(status)
+    });
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
+    look_for(&server, 300 * SECOND, policy).await;
+    let intervals = intervals(&server);
+    assert_eq!(intervals.len(), 3, "{intervals:?}");
+    assert!(
+        intervals
+            .iter()
+            .all(|interval| (90.0..90.01).contains(interval))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_polls_again_after_an_error_does_not_flood_the_server() {
+    let server = Server::of_looks(|_| failed(Status::internal("a bug")));
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
+    let mut poller = server.client().poller(NAME).policy(policy);
+    let polls = async {
+        loop {
+            poller.until_done().await.expect_err("it always fails");
+        }
+    };
+    let cut = timeout(600 * SECOND, polls).await;
+    assert!(cut.is_err());
+    assert_default_delays(&intervals(&server));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_that_the_server_requests_is_at_most_an_hour() {
+    let server = Server::of_looks(|_| {
+        let mut status = Status::unavailable("not now");
+        let pushback = "2147483647".parse().expect("ASCII");
+        status
+            .metadata_mut()
+            .insert("grpc-retry-pushback-ms", pushback);
+        failed(status)
+    });
+    let policy = PollPolicy::default().wait_timeout(Duration::ZERO);
+    look_for(&server, 7_300 * SECOND, policy).await;
+    assert_eq!(server.calls().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_delay_after_a_failure_begins_at_its_end_and_not_when_the_caller_sees_it() {
+    let server = Server::of_looks(|_| failed(Status::unavailable("down")));
+    let policy = PollPolicy::default()
+        .wait_timeout(Duration::ZERO)
+        .initial_delay(10 * SECOND);
+    let mut poller = server.client().poller(NAME).policy(policy);
+    let cut = timeout(Duration::ZERO, poller.until_done()).await;
+    assert!(cut.is_err(), "{cut:?}");
+    sleep(3600 * SECOND).await;
+    assert_eq!(server.calls().len(), 1);
+    let cut = timeout(Duration::from_millis(1), poller.until_done()).await;
+    assert!(cut.is_err(), "{cut:?}");
+    assert_eq!(server.calls().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_methods_alternate_after_a_failed_wait_even_if_its_get_fails_too() {
+    let server = Server::of_looks(|look| match look {
+        Look::Wait(_) => failed(Status::unavailable("cut off")),
+        Look::Get => failed(Status::internal("a bug")),
+    });
+    let mut poller = server.client().poller(NAME);
+    for _ in 0..3 {
+        let status = poller.until_done().await.expect_err("it always fails");
+        assert_eq!(status.code(), Code::Internal);
+    }
+    let calls = server.calls();
+    assert_eq!(calls.len(), 6);
+    for pair in calls.chunks(2) {
+        assert!(matches!(pair[0].look, Look::Wait(_)), "{calls:?}");
+        assert_eq!(pair[1].look, Look::Get, "{calls:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_not_permitted_does_not_count_as_a_failure_of_the_policy() {
+    // The emulator marks its statuses as the server's.
+    let emulator = longrunning::emulator::Emulator::in_process().expect("a runtime");
+    emulator.start_operation(NAME).expect("a new name");
+    emulator.complete_without_result(NAME).expect("it runs");
+    emulator.fail_next(
+        longrunning::emulator::Method::Wait,
+        1,
+        Status::permission_denied("no"),
+    );
+    let client = OperationsClient::new(emulator.service());
+    let mut poller = client
+        .poller(NAME)
+        .policy(PollPolicy::default().max_failures(0));
+    assert!(poller.until_done().await.expect("Get is permitted").done);
 }

@@ -40,8 +40,11 @@ impl Ours<Transport> {
         let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("bench"));
         // Without the spans of h2, which would be the majority.
-        let ours = Targets::new().with_target("longrunning", tracing_subscriber::filter::LevelFilter::INFO);
-        tracing_subscriber::registry().with(layer.with_filter(ours)).init();
+        let ours = Targets::new()
+            .with_target("longrunning", tracing_subscriber::filter::LevelFilter::INFO);
+        tracing_subscriber::registry()
+            .with(layer.with_filter(ours))
+            .init();
         Self::connect(server).await
     }
 
@@ -74,9 +77,13 @@ impl<S: GrpcStack + Sync> Variant for Ours<S> {
 
     async fn cancel_all(&self, names: usize, concurrency: usize) -> Result {
         let names = tokio_stream::iter(OPERATIONS.iter().cycle().take(names));
-        let mut results = self.0.cancel_operations(names, concurrency);
-        while let Some((_, result)) = results.next().await {
-            result?;
+        let mut reports = self
+            .0
+            .cancel_operations(names)
+            .max_in_flight(concurrency)
+            .fixed();
+        while let Some(report) = reports.next().await {
+            report.result?;
         }
         Ok(())
     }
