@@ -312,7 +312,8 @@ impl<S: GrpcStack + Sync> Poller<S> {
 
 /// Yields the state of the operation after each successful poll.
 ///
-/// A state is yielded even if it has not changed. The last item is the done state, or the error that ends polling, see [`until_done`](Poller::until_done).
+/// A state is yielded even if it has not changed. The last item is the done state, or the error that ends polling, see
+/// [`until_done`](Poller::until_done).
 ///
 /// Progress is in the metadata of each state, see [`Operation::metadata_as`].
 impl<S: GrpcStack + Sync> Stream for Poller<S> {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Status};
 
-use super::{many::Totals, report::Attempts};
+use super::report::Attempts;
 use crate::{
     client::{GrpcStack, OperationsClient},
     poll::Target,
@@ -16,6 +16,7 @@ use crate::{
         CallStatusExt as _, Delivery, ServerDelay, is_quota_rejection, is_transient, local, retry,
     },
     trace,
+    transport::Counter,
 };
 
 /// The state shared by all cancellations of a stream.
@@ -29,6 +30,13 @@ pub(super) struct Job<S> {
     pub(super) limiter: Option<Arc<RateLimiter>>,
     pub(super) deadline: Option<Instant>,
     pub(super) totals: Arc<Totals>,
+}
+
+/// Counters over all names of a stream.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) attempts: Counter,
+    pub(super) quota_rejections: Counter,
 }
 
 struct DeadlinePassed;

@@ -26,7 +26,6 @@ use crate::{
     rate::RateLimiter,
     task::{not_run, runtime},
     trace,
-    transport::Counter,
 };
 
 impl<S: GrpcStack + Sync> OperationsClient<S> {
@@ -166,13 +165,6 @@ pub struct CancelStats {
     pub quota_rejections: u64,
     /// The current rate limit, in calls per second, or `None` if it is disabled.
     pub rate_limit: Option<f64>,
-}
-
-/// Counters over all names of a stream.
-#[derive(Debug, Default)]
-pub(super) struct Totals {
-    pub(super) attempts: Counter,
-    pub(super) quota_rejections: Counter,
 }
 
 impl<S: Clone, N> CancelOperations<S, N> {

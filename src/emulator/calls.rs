@@ -188,6 +188,11 @@ impl Method {
         Self::Wait,
     ];
 
+    /// Returns a method, or all methods for `None`.
+    pub(super) fn selected(method: Option<Self>) -> Vec<Self> {
+        method.map_or_else(|| Self::ALL.to_vec(), |method| vec![method])
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::List => "ListOperations",

@@ -6,7 +6,7 @@ use prost_types::Any;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Emulator, Method, lock, script::methods};
+use super::{Emulator, Method, lock};
 use crate::proto::rpc;
 
 impl Emulator {
@@ -38,7 +38,7 @@ impl Emulator {
     /// ```
     pub fn quota(&self, method: impl Into<Option<Method>>, calls_per_second: f64) {
         let mut script = lock(&self.shared.script);
-        for method in methods(method.into()) {
+        for method in Method::selected(method.into()) {
             let quota = Quota::new(method, calls_per_second);
             script.quotas.insert(method, quota);
         }

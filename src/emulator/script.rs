@@ -22,7 +22,7 @@ impl Emulator {
     /// not release an answer that is already held back.
     pub fn delay(&self, method: impl Into<Option<Method>>, delay: Duration) {
         let mut script = lock(&self.shared.script);
-        for method in methods(method.into()) {
+        for method in Method::selected(method.into()) {
             script.delays.insert(method, delay);
         }
     }
@@ -232,7 +232,3 @@ impl fmt::Display for Reset {
 }
 
 impl Error for Reset {}
-
-pub(super) fn methods(method: Option<Method>) -> Vec<Method> {
-    method.map_or_else(|| Method::ALL.to_vec(), |method| vec![method])
-}
