@@ -1,7 +1,10 @@
 //! Cancelling one operation and learning how it ended, and cancelling many.
 
+mod all;
+mod held;
 mod job;
 mod many;
+mod outcome;
 mod report;
 
 use std::time::Duration;
@@ -11,11 +14,11 @@ use tonic::{Code, IntoRequest, Status};
 
 pub use self::{
     many::{CancelOperations, CancelStats},
+    outcome::CancelOutcome,
     report::CancelReport,
 };
 use crate::{
     client::{GrpcStack, OperationsClient},
-    operation::{Operation, Outcome},
     poll::{PollPolicy, Poller, Target},
     proto::CancelOperationRequest,
 };
@@ -71,10 +74,10 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// - `NOT_FOUND`: the server knows no such operation. If the client retried, the request that
     ///   got lost on the way back may have been taken, and the operation deleted since.
     /// - `UNIMPLEMENTED`: it cannot cancel operations.
-    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it does not take the request. It may be that
-    ///   the operation cannot be cancelled; or that it is stopping already, for an earlier call or
-    ///   attempt whose response was lost. Because some servers return this for a done operation, the
-    ///   operation is polled once before this status is returned: either it was not done, or that poll failed. Use a [`poller`](Self::poller) to wait for it.
+    /// - `FAILED_PRECONDITION`, `INVALID_ARGUMENT`: it does not take the request. It may be that the operation cannot
+    ///   be cancelled; or that it is stopping already, for an earlier call or attempt whose response was lost. Because
+    ///   some servers return this for a done operation, the operation is polled once before this status is returned:
+    ///   either it was not done, or that poll failed. Use a [`poller`](Self::poller) to wait for it.
     /// - `DEADLINE_EXCEEDED`, `UNAVAILABLE`: there was no answer, and the server may have taken the
     ///   request all the same. Call again, or use a [`poller`](Self::poller).
     pub async fn cancel_and_wait(
@@ -117,56 +120,6 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
 
 /// The total timeout of `cancel_and_wait` if the policy sets none.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// The outcome of a cancellation, returned by [`OperationsClient::cancel_and_wait`].
-///
-/// Each variant reports what the server returned. If a service reports a cancellation in its own way, for
-/// example in the response, the outcome is the one that it sent.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum CancelOutcome {
-    /// The operation was cancelled: its error is `CANCELLED`.
-    Cancelled(Operation),
-    /// The operation completed, before or despite the cancellation: it has a response.
-    Succeeded(Operation),
-    /// The operation failed: it has another error.
-    Failed(Operation),
-    /// The operation is done, but the server set neither a response nor an error, so its outcome is not known.
-    DoneWithoutResult(Operation),
-    /// The total timeout has passed. This is the last state that was received after the cancel call.
-    Running(Operation),
-    /// The server accepted the cancel call, and a poll ended with `NOT_FOUND`. Unless a custom layer returned
-    /// this status, the server has deleted the operation since, or it accepts cancel calls for unknown names,
-    /// as some servers do.
-    NotFound,
-    /// The server accepted the cancel call, but polling failed permanently, or no state was received within
-    /// the total timeout. The state of the operation is not known.
-    Unknown(Status),
-}
-
-impl CancelOutcome {
-    /// Returns the last known state of the operation, if there is one.
-    pub fn operation(&self) -> Option<&Operation> {
-        match self {
-            Self::Cancelled(state)
-            | Self::Succeeded(state)
-            | Self::Failed(state)
-            | Self::DoneWithoutResult(state)
-            | Self::Running(state) => Some(state),
-            Self::NotFound | Self::Unknown(_) => None,
-        }
-    }
-
-    fn of(state: Operation) -> Self {
-        match state.outcome() {
-            Outcome::Cancelled(_) => Self::Cancelled(state),
-            Outcome::DoneWithoutResult => Self::DoneWithoutResult(state),
-            Outcome::Failed(_) => Self::Failed(state),
-            Outcome::Running => Self::Running(state),
-            Outcome::Succeeded => Self::Succeeded(state),
-        }
-    }
-}
 
 /// Whether it is how some servers say that the operation is done already.
 fn may_be_done(status: &Status) -> bool {

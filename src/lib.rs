@@ -21,10 +21,9 @@
 //!
 //! # What to know first
 //!
-//! - **Cancellation is best effort.** Success means that the server accepted the request. A
-//!   cancelled operation is not deleted: it becomes done with error code 1 (`CANCELLED`), which
-//!   [`get_operation`](OperationsClient::get_operation) returns.
-//!   [`cancel_and_wait`](OperationsClient::cancel_and_wait) cancels and waits for the outcome.
+//! - **Cancellation is best effort.** Success means that the server accepted the request. A cancelled operation is not
+//!   deleted: it becomes done with error code 1 (`CANCELLED`), which [`get_operation`](OperationsClient::get_operation)
+//!   returns. [`cancel_and_wait`](OperationsClient::cancel_and_wait) cancels and waits for the outcome.
 //! - **Errors are [`tonic::Status`]**, for both calls and set-up. A status that the server sent
 //!   is returned unchanged; [`CallStatusExt::origin`] returns where a status came from.
 //! - **Calls have a deadline of 10 seconds by default** ([`ClientBuilder::timeout`]) and are retried on
@@ -49,6 +48,7 @@
 //! | cancel an operation if your program stops waiting for it | [`Poller::cancel_on_drop`] |
 //! | cancel an operation and learn the outcome | [`OperationsClient::cancel_and_wait`], [`CancelOutcome`] |
 //! | cancel many operations, at a rate that adapts to the quota of the server | [`OperationsClient::cancel_operations`], [`CancelReport`] |
+//! | watch many operations until they are done | [`OperationSet`] |
 //! | list operations over all pages | [`OperationsClient::operations`] |
 //! | read the result of an operation | [`Operation`], [`Outcome`] |
 //! | know how each failure ends | [`Transport`](Transport#faults) |
@@ -108,6 +108,7 @@ pub mod proto;
 mod rate;
 mod recorder;
 mod retry;
+mod set;
 mod stats;
 mod status;
 mod task;
@@ -129,6 +130,7 @@ pub use self::{
         Recorder,
     },
     retry::{AttemptTimeout, RetryPolicy, ThrottleStats},
+    set::{OperationSet, SetEntry, SetStats},
     stats::{Stats, StatsSource},
     status::{CallStatusExt, Delivery, Origin, StatusReport},
     transport::{

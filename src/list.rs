@@ -1,5 +1,7 @@
 //! Listing operations, page after page.
 
+mod tokens;
+
 use std::{
     fmt,
     future::poll_fn,
@@ -14,6 +16,7 @@ use futures_core::Stream;
 use tokio::time::sleep;
 use tonic::{Code, Extensions, IntoRequest, Request, Status, metadata::MetadataMap};
 
+pub(crate) use self::tokens::Tokens;
 use crate::{
     backoff::Backoff,
     client::{GrpcStack, OperationsClient},
@@ -160,7 +163,7 @@ impl<S> OperationStream<S> {
         let token = page.next_page_token;
         self.next = if token.is_empty() {
             Next::End
-        } else if self.tokens.come_again(&token) {
+        } else if self.tokens.is_repeated(&token) {
             let parent = &self.request.name;
             let message =
                 format!("the pages of {parent:?} never end: page token {token:?} came again");
@@ -235,55 +238,5 @@ impl<S> fmt::Debug for OperationStream<S> {
             .field("request", &self.request)
             .field("unreachable", &self.unreachable)
             .finish_non_exhaustive()
-    }
-}
-
-/// Finds out that tokens go round in a circle, of whatever length, and remembers only one of them:
-/// Brent's algorithm.
-#[derive(Debug, Default)]
-struct Tokens {
-    remembered: String,
-    since: u64,
-    until: u64,
-}
-
-impl Tokens {
-    fn come_again(&mut self, token: &str) -> bool {
-        if token == self.remembered {
-            return true;
-        }
-        self.since += 1;
-        if self.since > self.until {
-            self.until = 2 * self.since;
-            self.since = 0;
-            token.clone_into(&mut self.remembered);
-        }
-        false
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_that_go_round_are_found_out() {
-        for (before, round) in [(0, 1), (0, 2), (5, 1), (3, 7), (100, 1_000)] {
-            let mut tokens = Tokens::default();
-            let endless = (0..before).chain((before..before + round).cycle());
-            let found = endless
-                .take(10 * (before + round))
-                .position(|token| tokens.come_again(&token.to_string()));
-            assert!(
-                found.is_some_and(|at| at >= before + round),
-                "{before}, {round}"
-            );
-        }
-    }
-
-    #[test]
-    fn tokens_that_differ_are_no_circle() {
-        let mut tokens = Tokens::default();
-        assert!(!(0..10_000).any(|token| tokens.come_again(&token.to_string())));
     }
 }

@@ -18,9 +18,12 @@ use futures_core::Stream;
 use tokio::time::Instant;
 use tonic::{IntoRequest, Status};
 
-pub(crate) use self::call::Target;
+pub(crate) use self::{
+    call::Target,
+    classify::{cannot_wait, has_untyped_response, is_specific_to_wait},
+};
 pub use self::{cancel_on_drop::CancelOnDrop, policy::PollPolicy};
-use self::{classify::has_untyped_response, observed::ObservedWait, run::Polled};
+use self::{observed::ObservedWait, run::Polled};
 use crate::{
     client::{GrpcStack, OperationsClient},
     operation::Operation,
@@ -42,28 +45,28 @@ use crate::{
 ///
 /// The poller calls `WaitOperation`, which responds when the operation is done, or after the
 /// [timeout](PollPolicy::wait_timeout) of the policy. Each poll starts one [delay](PollPolicy) after the start of the
-/// previous poll, or, if the previous poll takes longer, when it ends. So a server that responds to `WaitOperation` immediately gets no
-/// more calls than one that does not implement it.
+/// previous poll, or, if the previous poll takes longer, when it ends. So a server that responds to `WaitOperation`
+/// immediately gets no more calls than one that does not implement it.
 ///
 /// `GetOperation` is used instead:
 ///
-/// - for 10 minutes after the server returned `UNIMPLEMENTED` to the client or one of its clones. An HTTP 404 that did not
-///   come from a gRPC server is ignored, although gRPC also maps it to `UNIMPLEMENTED`.
+/// - for 10 minutes after the server returned `UNIMPLEMENTED` to the client or one of its clones. An HTTP 404 that did
+///   not come from a gRPC server is ignored, although gRPC also maps it to `UNIMPLEMENTED`.
 /// - if the client and its clones have as many `WaitOperation` calls in flight as their
 ///   [limit](OperationsClient::max_concurrent_waits) allows. Such a call occupies a stream of a connection, and servers
 ///   allow few streams.
 /// - after a failed `WaitOperation`, because the failure may be specific to that method.
-/// - if [`wait_timeout`](PollPolicy::wait_timeout) is zero, or if the remaining total timeout is at most the initial delay
-///   or 1 second, whichever is less.
-/// - to confirm a done operation whose response has no type URL. Some servers return this from `WaitOperation` while the
-///   operation is still running.
+/// - if [`wait_timeout`](PollPolicy::wait_timeout) is zero, or if the remaining total timeout is at most the initial
+///   delay or 1 second, whichever is less.
+/// - to confirm a done operation whose response has no type URL. Some servers return this from `WaitOperation` while
+///   the operation is still running.
 /// - for the first state of [`next`](Self::next) or the stream, which is returned immediately unless another poll is in
-///   progress. For later states, `WaitOperation` makes the server wait no longer than the delay between two polls, so that
-///   progress is visible.
+///   progress. For later states, `WaitOperation` makes the server wait no longer than the delay between two polls, so
+///   that progress is visible.
 ///
 /// The deadline of a `WaitOperation` is up to 10 seconds after the server is due to respond. A `GetOperation` uses the
-/// timeout of the request, or else of the client, or else 10 seconds. Neither deadline is later than the end of the [total
-/// timeout](PollPolicy::total_timeout).
+/// timeout of the request, or else of the client, or else 10 seconds. Neither deadline is later than the end of the
+/// [total timeout](PollPolicy::total_timeout).
 ///
 /// # Failures
 ///
@@ -72,20 +75,19 @@ use crate::{
 /// [`max_failures`](PollPolicy::max_failures) limits the number of consecutive failures:
 ///
 /// - `UNAVAILABLE` and `DEADLINE_EXCEEDED`, whether or not the server sent them.
-/// - `RESOURCE_EXHAUSTED`, unless its [origin](crate::CallStatusExt::origin) is the client, for example because a response
-///   is too large, a layer limits the load, or a generated server runs in the same process.
+/// - `RESOURCE_EXHAUSTED`, unless its [origin](crate::CallStatusExt::origin) is the client, for example because a
+///   response is too large, a layer limits the load, or a generated server runs in the same process.
 /// - `CANCELLED`, if a proxy or the peer has reset the call.
 /// - Any status that a layer of the stack has [marked as
 ///   retryable](crate::CallStatusExt::into_retryable).
 /// - Any failure of `WaitOperation` except for `NOT_FOUND` and failures of the client itself. A `GetOperation` follows.
 ///
 /// The next poll starts one delay after the end of the failed one. If the failure may be specific to `WaitOperation`,
-/// `GetOperation` follows after a random part of the initial delay. After any failed `WaitOperation`, it follows before the
-/// total timeout. If the
-/// server requests a longer delay, in `grpc-retry-pushback-ms` or [`RetryInfo`](crate::proto::rpc::RetryInfo), that delay
-/// is used instead. It is limited to 1 hour; up to 20 % of jitter is then added to a `RetryInfo`. Any other failure ends
-/// polling with its status unchanged. Without a total timeout and without `max_failures`, the poller retries an
-/// unreachable server indefinitely.
+/// `GetOperation` follows after a random part of the initial delay. After any failed `WaitOperation`, it follows before
+/// the total timeout. If the server requests a longer delay, in `grpc-retry-pushback-ms` or
+/// [`RetryInfo`](crate::proto::rpc::RetryInfo), that delay is used instead. It is limited to 1 hour; up to 20 % of
+/// jitter is then added to a `RetryInfo`. Any other failure ends polling with its status unchanged. Without a total
+/// timeout and without `max_failures`, the poller retries an unreachable server indefinitely.
 ///
 /// # Dropping
 ///
@@ -96,10 +98,10 @@ use crate::{
 ///
 /// # Tasks and runtimes
 ///
-/// Each poll runs in its own task, on the runtime that was current when the poll started. While that runtime runs, the poll
-/// ends by its deadline even if the poller is no longer polled. If that runtime is shut down, the poll is
-/// repeated on the runtime that polls the poller next. With the feature `tracing`, the calls run in the span of the wait,
-/// which is a child of the caller's span. Task-local values of the caller are not available in the task.
+/// Each poll runs in its own task, on the runtime that was current when the poll started. While that runtime runs, the
+/// poll ends by its deadline even if the poller is no longer polled. If that runtime is shut down, the poll is repeated
+/// on the runtime that polls the poller next. With the feature `tracing`, the calls run in the span of the wait, which
+/// is a child of the caller's span. Task-local values of the caller are not available in the task.
 ///
 /// If your stack panics, the panic is resumed in the task that polls the poller. If the poller is polled afterwards, it
 /// starts a new poll.
@@ -133,8 +135,8 @@ pub struct Poller<S = Transport> {
     policy: PollPolicy,
     /// The start of the total timeout. `None` until the next poll starts it.
     begun: Option<Instant>,
-    /// The task of the current poll, including the delay before it. It returns `None` if the total timeout passes before
-    /// the poll is due.
+    /// The task of the current poll, including the delay before it. It returns `None` if the total timeout passes
+    /// before the poll is due.
     poll: Option<Task<Option<Polled>>>,
     /// When the next poll is due. `None` before the first one.
     due: Option<Instant>,
@@ -160,10 +162,11 @@ pub struct Poller<S = Transport> {
 impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// Returns a [`Poller`] for an operation, with the default [`PollPolicy`].
     ///
-    /// No call is sent before the poller is polled. If the request is an [`Operation`], the poller also keeps its state as
-    /// [`latest`](Poller::latest). A done operation is returned without a call, even if its name is empty, as in the response to a request with `validate_only`
-    /// ([AIP-151](https://google.aip.dev/151), [AIP-163](https://google.aip.dev/163)). Only a response without a type URL is
-    /// confirmed with a call, see [Polls](Poller#polls).
+    /// No call is sent before the poller is polled. If the request is an [`Operation`], the poller also keeps its state
+    /// as [`latest`](Poller::latest). A done operation is returned without a call, even if its name is empty, as in the
+    /// response to a request with `validate_only` ([AIP-151](https://google.aip.dev/151),
+    /// [AIP-163](https://google.aip.dev/163)). Only a response without a type URL is confirmed with a call, see
+    /// [Polls](Poller#polls).
     ///
     /// The metadata and extensions of a [`tonic::Request`] are added to every call. Its timeout applies to each
     /// `GetOperation`.
@@ -233,8 +236,8 @@ impl<S: GrpcStack + Sync> Poller<S> {
 
     /// Sets the policy.
     ///
-    /// A poll in progress is replaced by one under this policy, which starts immediately unless the last poll failed. The
-    /// total timeout begins again.
+    /// A poll in progress is replaced by one under this policy, which starts immediately unless the last poll failed.
+    /// The total timeout begins again.
     ///
     /// Defaults to [`PollPolicy::default`].
     #[must_use]
@@ -280,9 +283,9 @@ impl<S: GrpcStack + Sync> Poller<S> {
     ///
     /// [`Operation::outcome`] returns its outcome.
     ///
-    /// This method is cancel safe, see [Dropping](Self#dropping). Once the operation is done, another call returns it again.
-    /// After an error, another call resumes polling. Once the total timeout has passed, it returns `DEADLINE_EXCEEDED`
-    /// without sending a call; set a new [`policy`](Self::policy) to continue.
+    /// This method is cancel safe, see [Dropping](Self#dropping). Once the operation is done, another call returns it
+    /// again. After an error, another call resumes polling. Once the total timeout has passed, it returns
+    /// `DEADLINE_EXCEEDED` without sending a call; set a new [`policy`](Self::policy) to continue.
     ///
     /// # Errors
     ///
@@ -291,8 +294,8 @@ impl<S: GrpcStack + Sync> Poller<S> {
     /// - `FAILED_PRECONDITION`: there is no tokio runtime.
     /// - `UNAVAILABLE`: the current runtime is shutting down, so that the poll cannot run.
     /// - `INTERNAL`: the server returned a different operation, whose name has another last segment.
-    /// - The status of a poll after which [polling does not continue](Self#failures), among them `NOT_FOUND`: the server
-    ///   has no such operation, or has deleted it.
+    /// - The status of a poll after which [polling does not continue](Self#failures), among them `NOT_FOUND`: the
+    ///   server has no such operation, or has deleted it.
     pub async fn until_done(&mut self) -> Result<Operation, Status> {
         loop {
             let state = poll_fn(|cx| self.poll_state(cx, false)).await?;

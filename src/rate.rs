@@ -8,15 +8,19 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep_until};
+use tonic::Status;
 
 use self::cubic::CubicRate;
-use crate::trace;
+use crate::{
+    status::{CallStatusExt as _, Delivery, is_quota_rejection, is_transient},
+    trace,
+};
 
 /// A token bucket whose rate adapts to a quota, shared by all calls that count against it.
 ///
 /// The caller reports for each call whether the server rejected it because its quota was exceeded. The rate grows while
-/// calls are accepted, and decreases when more than a few are rejected, at most once per round trip: only calls that were
-/// sent after the previous decrease count. The latency of calls is not measured.
+/// calls are accepted, and decreases when more than a few are rejected, at most once per round trip: only calls that
+/// were sent after the previous decrease count. The latency of calls is not measured.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     /// Held by the first caller in the queue while it waits for a token. The lock is fair (FIFO).
@@ -84,13 +88,36 @@ impl RateLimiter {
         }
     }
 
+    /// Records the result of a call. `earlier_rejections` is the number of consecutive rejections of the same operation
+    /// before this call.
+    ///
+    /// Transient failures other than quota rejections, and failures without a response, are ignored.
+    pub(crate) fn record<T>(
+        &self,
+        permit: Permit,
+        result: &Result<T, Status>,
+        earlier_rejections: u32,
+    ) {
+        match result {
+            Err(status) if status.attempts().is_none() => {} // no attempt was made
+            Err(status) if is_quota_rejection(status) => {
+                if earlier_rejections < MAX_COUNTED_REJECTIONS {
+                    self.rejected(permit);
+                }
+            }
+            Err(status)
+                if is_transient(status) || status.delivery() != Some(Delivery::Answered) => {}
+            _ => self.accepted(permit),
+        }
+    }
+
     /// Records that the server did not reject a call because of its quota.
-    pub(crate) fn accepted(&self, permit: Permit) {
+    fn accepted(&self, permit: Permit) {
         self.bucket().accepted(permit);
     }
 
     /// Records that the server rejected a call because of its quota.
-    pub(crate) fn rejected(&self, permit: Permit) {
+    fn rejected(&self, permit: Permit) {
         let decreased = self.bucket().rejected(permit, Instant::now());
         if let Some(rate) = decreased {
             trace::rate_decreased(rate);
@@ -142,8 +169,8 @@ impl Bucket {
         Some(self.rate.current())
     }
 
-    /// Adds a call to the share of rejected calls, unless it was sent before the last decrease took effect. Returns whether
-    /// it was added.
+    /// Adds a call to the share of rejected calls, unless it was sent before the last decrease took effect. Returns
+    /// whether it was added.
     fn add_to_share(&mut self, permit: Permit, rejected: f64) -> bool {
         let has_settled = |at: Instant| permit.sent_at >= at + SETTLING_TIME;
         let is_current = self.decreased_at.is_none_or(has_settled);
@@ -155,6 +182,10 @@ impl Bucket {
     }
 }
 
+/// The number of consecutive rejections of an operation that count. An operation that is rejected more often is
+/// probably rejected for another reason than the rate.
+const MAX_COUNTED_REJECTIONS: u32 = 3;
+
 /// The capacity of the bucket, expressed as the time that it takes to fill. It compensates for late timers and
 /// scheduling delays.
 const CAPACITY: Duration = Duration::from_millis(50);
@@ -162,8 +193,8 @@ const CAPACITY: Duration = Duration::from_millis(50);
 /// A call that waits at least this long was delayed by the limiter and not by the scheduler.
 const MIN_WAIT: Duration = Duration::from_micros(500);
 
-/// The share of rejected calls at which the rate decreases. If the quota is exceeded, the share grows until then. A smaller
-/// share has another cause, such as one of many servers that is overloaded.
+/// The share of rejected calls at which the rate decreases. If the quota is exceeded, the share grows until then. A
+/// smaller share has another cause, such as one of many servers that is overloaded.
 const MIN_REJECTED_SHARE: f64 = 0.02;
 
 /// The time over which the share is averaged, in seconds.

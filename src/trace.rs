@@ -271,9 +271,9 @@ pub(crate) fn connection_closed(
     }
 }
 
-/// Emits a warning, because
-/// [gRFC A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive)
-/// requires a level that is enabled by default.
+/// Emits a warning, because [gRFC
+/// A8](https://github.com/grpc/proposal/blob/master/A8-client-side-keepalive.md#basic-keepalive) requires a level that
+/// is enabled by default.
 pub(crate) fn too_many_pings(server: &Authority, connection: u64) {
     event!(
         WARN,
@@ -337,6 +337,11 @@ pub(crate) fn cancel_on_drop_failed(operation: &str, failure: &Status) {
 /// Reports that the rate limiter decreased the rate, to `rate` calls per second.
 pub(crate) fn rate_decreased(rate: f64) {
     event!(DEBUG, rate, "rate decreased");
+}
+
+/// Reports that an [`OperationSet`](crate::OperationSet) polls the operations under a parent one by one.
+pub(crate) fn listing_stopped(parent: &str, reason: &str) {
+    event!(DEBUG, parent, reason, "listing stopped");
 }
 
 pub(crate) fn retrying(attempts: usize, failure: &Status, delay: Duration) {

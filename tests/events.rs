@@ -258,7 +258,7 @@ fn the_guide_lists_every_event() {
     });
     let events = events.filter(|(level, _)| ["DEBUG", "WARN"].contains(level));
     let events: Vec<_> = events.collect();
-    assert_eq!(events.len(), 14, "{events:?}");
+    assert_eq!(events.len(), 15, "{events:?}");
     for (level, message) in events {
         let row = format!("| `{message}` | {level} |");
         assert!(guide.contains(&row), "{row}");

@@ -30,6 +30,11 @@ async fn examples() -> Result<(), tonic::Status> {
         println!("{}", operation?.name);
     }
     let mut reports = client.cancel_operations(tokio_stream::iter([name])); // at a rate that adapts to the server's quota
+    let set = client.operation_set(); // watches any number of operations
+    set.insert(name);
+    while let Some((name, result)) = set.next().await {
+        println!("{name}: {result:?}");
+    }
     // end
     Ok(())
 }

@@ -54,7 +54,10 @@ pub(crate) fn costs(names: &[String]) -> Result {
         ..Plan::default()
     };
     for name in names {
-        let (one, many) = (instructions(name, &plan(1))?, instructions(name, &plan(64))?);
+        let (one, many) = (
+            instructions(name, &plan(1))?,
+            instructions(name, &plan(64))?,
+        );
         let allocations = allocations(name, &plan(1))?;
         println!("{name}\t{one:.0}\t{many:.0}\t{allocations:.1}");
     }
@@ -67,7 +70,10 @@ fn allocations(name: &str, plan: &Plan) -> Result<f64> {
         ..plan.clone()
     };
     let mut client = Command::new(env::current_exe()?);
-    let output = client.args(["client", name]).args(plan.arguments()).output()?;
+    let output = client
+        .args(["client", name])
+        .args(plan.arguments())
+        .output()?;
     let record = Record::parse(&String::from_utf8_lossy(&output.stdout));
     Ok(record.get("allocations").ok_or("nothing was measured")?)
 }

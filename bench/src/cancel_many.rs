@@ -1,19 +1,17 @@
 //! Cancelling many operations on a server with a quota, over sockets.
 
-use std::{
-    sync::{Arc, mpsc},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use longrunning::{
     OperationsClient,
-    emulator::{CallOutcome, Emulator, Method},
+    emulator::{CallOutcome, Method},
 };
-use tokio::runtime;
 use tonic::Code;
 
-use crate::Result;
+use crate::{
+    Result,
+    fleet::{Server, runtime},
+};
 
 /// Prints two tables. The baseline is the ideal: as many calls per second as the quota allows, none of them rejected.
 /// The argument `short` skips the runs of 200 seconds.
@@ -46,7 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> Result {
 
 /// Measures a run and prints its row. `fixed` disables the rate limit and sets the number of names in flight.
 fn row(quota: usize, latency: u64, operations: usize, fixed: Option<usize>) -> Result {
-    let server = Server::start(quota, latency, operations)?;
+    let server = start(quota, latency, operations)?;
     let begun = Instant::now();
     let attempts = runtime()?.block_on(async {
         let client = OperationsClient::builder(server.emulator.endpoint());
@@ -66,7 +64,11 @@ fn row(quota: usize, latency: u64, operations: usize, fixed: Option<usize>) -> R
     let seconds = begun.elapsed().as_secs_f64();
     let calls = server.emulator.calls();
     if calls.len() as u64 != attempts {
-        return Err(format!("the client reported {attempts} attempts, but the server received {} calls", calls.len()).into());
+        return Err(format!(
+            "the client reported {attempts} attempts, but the server received {} calls",
+            calls.len()
+        )
+        .into());
     }
     let rejected = |from: Duration| {
         let from = calls[0].received_at() + from;
@@ -90,7 +92,7 @@ fn row(quota: usize, latency: u64, operations: usize, fixed: Option<usize>) -> R
 
 /// Measures a run in which the quota changes after 10 seconds, and prints its row.
 fn change(quota: usize, changed: usize, latency: u64) -> Result {
-    let server = Server::start(quota, latency, 11 * quota + 9 * changed)?;
+    let server = start(quota, latency, 11 * quota + 9 * changed)?;
     let begun = Instant::now();
     let changed_at = begun + Duration::from_secs(10);
     runtime()?.block_on(async {
@@ -128,51 +130,10 @@ fn name(number: usize) -> String {
     format!("projects/p/locations/us-central1/operations/{number}")
 }
 
-/// An emulator on a dedicated thread.
-struct Server {
-    emulator: Arc<Emulator>,
-    stop: mpsc::Sender<()>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Server {
-    fn start(quota: usize, latency: u64, operations: usize) -> Result<Self> {
-        let (started, emulator) = mpsc::channel();
-        let (stop, stopped) = mpsc::channel();
-        let runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let thread = thread::spawn(move || {
-            let _ = started
-                .send(runtime.block_on(Emulator::builder().max_concurrent_streams(100).start()));
-            let _: Result<(), _> = stopped.recv();
-        });
-        let emulator = emulator.recv()??;
-        for number in 0..operations {
-            emulator.start_operation(name(number))?;
-        }
-        emulator.quota(Method::Cancel, quota as f64);
-        emulator.delay(Method::Cancel, Duration::from_millis(latency));
-        Ok(Self {
-            emulator: Arc::new(emulator),
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.stop.send(());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn runtime() -> Result<runtime::Runtime> {
-    Ok(runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?)
+fn start(quota: usize, latency: u64, operations: usize) -> Result<Server> {
+    let server = Server::start(100, (0..operations).map(name))?;
+    server.emulator.quota(Method::Cancel, quota as f64);
+    let latency = Duration::from_millis(latency);
+    server.emulator.delay(Method::Cancel, latency);
+    Ok(server)
 }

@@ -2,10 +2,14 @@
 
 mod allocations;
 mod callgrind;
-mod client;
-#[cfg(feature = "cancel_many")]
+#[cfg(feature = "fleets")]
 mod cancel_many;
+mod client;
+#[cfg(feature = "fleets")]
+mod fleet;
 mod memory;
+#[cfg(feature = "fleets")]
+mod operation_set;
 mod plan;
 mod record;
 mod rounds;
@@ -31,8 +35,10 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "table" => table::run(&rest),
         "callgrind" => callgrind::run(&rest),
-        #[cfg(feature = "cancel_many")]
+        #[cfg(feature = "fleets")]
         "cancel_many" => cancel_many::run(&rest),
+        #[cfg(feature = "fleets")]
+        "operation_set" => operation_set::run(&rest),
         "costs" => callgrind::costs(&rest),
         // The parts that the two above start, each in a process of its own.
         "server" => server::run(&rest),

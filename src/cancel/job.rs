@@ -108,38 +108,23 @@ impl<S: GrpcStack + Sync> Job<S> {
         }
     }
 
-    /// Counts an attempt, and reports its result to the rate limiter. Transient failures other than quota rejections, and
-    /// failures without a response, are not reported to it.
+    /// Counts an attempt, and reports its result to the rate limiter.
     fn observe(
         &self,
         permit: Option<Permit>,
         result: &Result<(), Status>,
         earlier_rejections: u32,
     ) {
-        if result
-            .as_ref()
-            .is_err_and(|status| status.attempts().is_none())
-        {
+        let failure = result.as_ref().err();
+        if failure.is_some_and(|status| status.attempts().is_none()) {
             return; // no attempt was made
         }
         self.totals.attempts.increment();
-        let limiter = self.limiter.as_ref().zip(permit);
-        match result {
-            Err(status) if is_quota_rejection(status) => {
-                self.totals.quota_rejections.increment();
-                if let Some((limiter, permit)) = limiter
-                    && earlier_rejections < MAX_COUNTED_REJECTIONS
-                {
-                    limiter.rejected(permit);
-                }
-            }
-            Err(status)
-                if is_transient(status) || status.delivery() != Some(Delivery::Answered) => {}
-            _ => {
-                if let Some((limiter, permit)) = limiter {
-                    limiter.accepted(permit);
-                }
-            }
+        if failure.is_some_and(is_quota_rejection) {
+            self.totals.quota_rejections.increment();
+        }
+        if let Some((limiter, permit)) = self.limiter.as_ref().zip(permit) {
+            limiter.record(permit, result, earlier_rejections);
         }
     }
 
@@ -169,10 +154,6 @@ impl<S: GrpcStack + Sync> Job<S> {
         self.deadline.map(left)
     }
 }
-
-/// The number of consecutive rejections of a name that the rate limiter counts. A name that is rejected more often is
-/// probably rejected for another reason than the rate.
-const MAX_COUNTED_REJECTIONS: u32 = 3;
 
 /// The minimum delay before a retry, even if the server requests none.
 const MIN_DELAY: Duration = Duration::from_millis(1);

@@ -8,6 +8,7 @@ use std::{
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::outcome::CancelOutcome;
 use crate::status::{CallStatusExt as _, Delivery, with_attempts, with_delivery};
 
 /// The report on the cancellation of one operation, yielded by [`CancelOperations`](super::CancelOperations).
@@ -31,6 +32,12 @@ pub struct CancelReport {
     pub last_attempt_at: Option<SystemTime>,
     /// The time at which the last attempt ended. `None` if there was none, or if its runtime was shut down.
     pub ended_at: Option<SystemTime>,
+    /// The outcome of the operation, if [`outcomes`](super::CancelOperations::outcomes) is set and the server accepted
+    /// the request. Otherwise `None`.
+    ///
+    /// If the operation is not known to be done when the timeout or the deadline passes, the outcome is
+    /// [`Unknown`](crate::CancelOutcome::Unknown) with the status `DEADLINE_EXCEEDED`.
+    pub outcome: Option<CancelOutcome>,
     /// Whether an attempt before the last one may have cancelled the operation, although the result is an error.
     ///
     /// That attempt may have reached the server, and failed for a reason other than the quota. The result may then be
@@ -116,6 +123,7 @@ impl Attempts {
             first_attempt_at: counts.first.map(|(at, _)| at),
             last_attempt_at: counts.last,
             ended_at: counts.ended.map(|(at, _)| at),
+            outcome: None,
             earlier_attempt_may_have_succeeded: result.is_err()
                 && counts.earlier_may_have_succeeded,
             result,

@@ -4,15 +4,27 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use prost::Message as _;
 use tonic::Status;
 
-use super::{Shared, filter::Filter, lock};
+use super::{Emulator, Shared, filter::Filter, lock};
 use crate::proto::{ListOperationsRequest, ListOperationsResponse};
+
+impl Emulator {
+    /// Sets the maximum number of operations on a page of a list.
+    ///
+    /// A request with a larger page size is not an error: it returns a page of this size, as
+    /// [AIP-158](https://google.aip.dev/158) specifies. 0 is treated as 1.
+    ///
+    /// Defaults to 1,000.
+    pub fn max_page_size(&self, operations: usize) {
+        lock(&self.shared.script).max_page_size = Some(operations.max(1));
+    }
+}
 
 impl Shared {
     /// Lists the operations under a parent, in the order of their names.
     ///
-    /// The parent is the start of a name, up to a slash; an empty one has all operations under it.
-    /// A page holds at most what [AIP-158](https://google.aip.dev/158) lets a server choose:
-    /// 100 operations where nothing is asked, and never more than 1,000.
+    /// The parent is the start of a name, up to a slash; an empty one has all operations under it. A page holds at most
+    /// what [AIP-158](https://google.aip.dev/158) lets a server choose: 100 operations where nothing is asked, and
+    /// never more than [`max_page_size`](Emulator::max_page_size).
     ///
     /// # Errors
     ///
@@ -25,12 +37,14 @@ impl Shared {
         let filter = Filter::parse(&request.filter)?;
         let size = match usize::try_from(request.page_size) {
             Ok(0) => DEFAULT_PAGE,
-            Ok(size) => size.min(LARGEST_PAGE),
+            Ok(size) => size,
             Err(_) => {
                 let message = format!("page_size is negative: {}", request.page_size);
                 return Err(Status::invalid_argument(message));
             }
         };
+        let max_size = lock(&self.script).max_page_size.unwrap_or(LARGEST_PAGE);
+        let size = size.min(max_size);
         let after = last_name(request)?;
         let prefix = match request.name.trim_end_matches('/') {
             "" => String::new(),

@@ -169,6 +169,7 @@ pub(super) struct Script {
     requirement: Option<Requirement>,
     unimplemented: BTreeSet<Method>,
     pub(super) quotas: BTreeMap<Method, Quota>,
+    pub(super) max_page_size: Option<usize>,
 }
 
 impl Script {

@@ -54,7 +54,7 @@ impl Target {
     }
 
     /// Calls WaitOperation, which makes the server wait for up to `timeout`.
-    pub(super) async fn wait<S: GrpcStack + Sync>(
+    pub(crate) async fn wait<S: GrpcStack + Sync>(
         &self,
         client: &OperationsClient<S>,
         timeout: Duration,

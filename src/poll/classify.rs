@@ -10,12 +10,12 @@ use crate::{
 
 /// Returns whether a server does not implement WaitOperation. A server in this process counts, although its
 /// statuses are the client's own; an HTTP 404 of a proxy or a wrong endpoint does not.
-pub(super) fn cannot_wait(status: &Status) -> bool {
+pub(crate) fn cannot_wait(status: &Status) -> bool {
     status.code() == Code::Unimplemented && status.origin() != Some(Origin::Transport)
 }
 
 /// Returns whether a failure may be specific to WaitOperation, so that GetOperation may succeed.
-pub(super) fn may_be_wait_alone(status: &Status) -> bool {
+pub(crate) fn is_specific_to_wait(status: &Status) -> bool {
     status.code() != Code::NotFound && status.origin() != Some(Origin::Client)
 }
 
@@ -23,7 +23,7 @@ pub(super) fn may_be_wait_alone(status: &Status) -> bool {
 ///
 /// Some servers, including Google's showcase server, return this from WaitOperation while the
 /// operation is still running.
-pub(super) fn has_untyped_response(operation: &Operation) -> bool {
+pub(crate) fn has_untyped_response(operation: &Operation) -> bool {
     let Some(operation::Result::Response(response)) = &operation.result else {
         return false;
     };

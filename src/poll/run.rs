@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use super::{
     PollPolicy, Poller,
     call::Target,
-    classify::{cannot_wait, has_untyped_response, may_be_wait_alone},
+    classify::{cannot_wait, has_untyped_response, is_specific_to_wait},
     observed::ObservedWait,
 };
 use crate::{
@@ -140,7 +140,7 @@ impl<S: GrpcStack + Sync> Poller<S> {
         delay: Duration,
     ) -> Result<Option<Operation>, Status> {
         let is_transient = self.policy.tolerates(&status);
-        let wait_alone_may_fail = by_wait && !is_transient && may_be_wait_alone(&status);
+        let wait_alone_may_fail = by_wait && !is_transient && is_specific_to_wait(&status);
         let delay = if wait_alone_may_fail {
             // Random, because one event, such as a closed connection, may end many WaitOperation calls at once.
             self.policy.initial().mul_f64(fastrand::f64())
@@ -152,7 +152,7 @@ impl<S: GrpcStack + Sync> Poller<S> {
         } else {
             delay
         };
-        self.due = Some(ended + at_least_requested(delay, &status));
+        self.due = Some(ended + ServerDelay::at_least(delay, &status));
         self.failure = Some(status.clone());
         if is_transient {
             self.failures = self.failures.saturating_add(1);
@@ -166,7 +166,8 @@ impl<S: GrpcStack + Sync> Poller<S> {
         Err(status)
     }
 
-    /// Reduces the delay before the GetOperation that follows a failed WaitOperation, so that it ends before the deadline.
+    /// Reduces the delay before the GetOperation that follows a failed WaitOperation, so that it ends before the
+    /// deadline.
     fn in_time(&self, delay: Duration, now: Instant) -> Duration {
         let deadline = self.begun.and_then(|begun| self.policy.deadline(begun));
         let left = deadline.map(|at| at.saturating_duration_since(now));
@@ -186,23 +187,6 @@ impl<S: GrpcStack + Sync> Poller<S> {
         caused(code, message, origin, self.delivery, failure)
     }
 }
-
-/// Returns a delay, or a longer one that the server requested.
-fn at_least_requested(delay: Duration, failure: &Status) -> Duration {
-    let requested = match ServerDelay::of(failure) {
-        Some(ServerDelay::Exactly(requested)) => requested.min(MAX_SERVER_DELAY),
-        // The server may have sent the same delay to many clients.
-        Some(ServerDelay::AtLeast(requested)) => {
-            let requested = requested.min(MAX_SERVER_DELAY);
-            requested.mul_f64(1.0 + 0.2 * fastrand::f64())
-        }
-        Some(ServerDelay::NoRetry) | None => Duration::ZERO,
-    };
-    delay.max(requested)
-}
-
-/// The maximum delay that a server can request. A longer one is probably a mistake, and would end the polling.
-const MAX_SERVER_DELAY: Duration = Duration::from_secs(3600);
 
 /// One poll.
 struct Once<S> {

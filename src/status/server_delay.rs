@@ -44,7 +44,25 @@ impl ServerDelay {
         let delay = duration(delay)?.min(Duration::from_secs(1 << 32));
         Some(Self::AtLeast(delay))
     }
+
+    /// Returns a delay before the next poll, or a longer one that the server requested.
+    pub(crate) fn at_least(delay: Duration, status: &Status) -> Duration {
+        let requested = match Self::of(status) {
+            Some(Self::Exactly(requested)) => requested.min(MAX_DELAY),
+            // The server may have sent the same delay to many clients.
+            Some(Self::AtLeast(requested)) => {
+                let requested = requested.min(MAX_DELAY);
+                requested.mul_f64(1.0 + 0.2 * fastrand::f64())
+            }
+            Some(Self::NoRetry) | None => Duration::ZERO,
+        };
+        delay.max(requested)
+    }
 }
+
+/// The maximum delay between two polls that a server can request. A longer one is probably a mistake, and would end the
+/// polling.
+const MAX_DELAY: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests {
