@@ -154,7 +154,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// How long the benchmark waits for the results of operations that ended during the window. A sweep of a million
 /// operations takes longer.
-const DRAIN: Duration = Duration::from_secs(30);
+const DRAIN: Duration = Duration::from_secs(60);
 
 const DELAY: Duration = Duration::from_secs(20);
 
