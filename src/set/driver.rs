@@ -45,7 +45,7 @@ impl Shared {
         }
     }
 
-    /// Reads or changes the state, and then notifies whoever waits for the change.
+    /// Reads or changes the state, and then notifies the tasks that wait for the change.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let value = f(&mut state);

@@ -257,9 +257,10 @@ impl State {
         let attempts = entry.attempts.max(failures.into());
         let is_absent = entry.is_absent;
         // The server is unavailable, or List returns the operation.
-        let is_left_to_list = match self.parents[parent as usize].is_probed() {
-            true => !self.is_delayed(parent, now),
-            false => !is_absent,
+        let is_left_to_list = if self.parents[parent as usize].is_probed() {
+            !self.is_delayed(parent, now)
+        } else {
+            !is_absent
         };
         if is_left_to_list && self.cover(key) {
             return;

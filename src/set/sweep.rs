@@ -115,14 +115,14 @@ impl State {
 
     /// Processes the operations of a page. If there is no room for another result, continues when there is.
     fn read_page(&mut self, key: u32, now: Instant) {
-        while let Some(sweep) = self.parents[key as usize].sweep() {
-            if sweep.page.len() > 0 && !self.has_room() {
-                return self.schedule_parent(key, now);
-            }
-            // Borrowed again, because `has_room` needs all of `self`.
+        loop {
+            let has_room = self.has_room();
             let Some(sweep) = self.parents[key as usize].sweep() else {
                 return;
             };
+            if sweep.page.len() > 0 && !has_room {
+                return self.schedule_parent(key, now);
+            }
             let Some(operation) = sweep.page.next() else {
                 break;
             };
@@ -150,10 +150,10 @@ impl State {
             return;
         };
         let entry = &mut self.entries[key as usize];
-        let (Some(listing), true) = (
-            self.parents[parent as usize].listing(),
-            entry.parent == parent && !matches!(entry.phase, Phase::Ready(_)),
-        ) else {
+        if entry.parent != parent || matches!(entry.phase, Phase::Ready(_)) {
+            return;
+        }
+        let Some(listing) = self.parents[parent as usize].listing() else {
             return;
         };
         entry.seen = listing.sweep_id;

@@ -43,7 +43,8 @@ impl Timers {
         Some(timer.target)
     }
 
-    /// Removes the timers that are not current if they are more than half. `current` is the maximum number of the others.
+    /// Removes the timers that are not current, if they may be more than half of all. `current` is the maximum number of
+    /// current timers.
     pub(super) fn compact(&mut self, current: usize, is_current: impl Fn(&Timer) -> bool) {
         if self.0.len() > 2 * current + MIN_TIMERS {
             self.0.retain(|Reverse(timer)| is_current(timer));
