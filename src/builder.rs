@@ -22,7 +22,7 @@ use self::tls::TlsSettings;
 use self::{auth::Auth, endpoint::Endpoint};
 use crate::{
     auth::{AuthInterceptor, Credentials},
-    client::{OperationsClient, Server, Settings, Template},
+    client::{OperationsClient, Server, Settings},
     recorder::Recorder,
     retry::{Retry, RetryPolicy},
     status::local,
@@ -506,7 +506,7 @@ impl ClientBuilder {
         settings.plaintext_error = self.plaintext();
         let transport = self.transport()?;
         let server = Server::new(transport.endpoint());
-        settings.headers = Template::new(Some(transport.user_agent()));
+        settings.headers = transport.template().clone();
         let client = OperationsClient::over_transport(transport, server);
         Ok(client.with_settings(settings))
     }

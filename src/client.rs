@@ -20,7 +20,7 @@ use tower::BoxError;
 
 pub use self::boxed::BoxGrpcStack;
 use self::shared::Shared;
-pub(crate) use self::{header::Template, settings::Settings, shared::Server};
+pub(crate) use self::{settings::Settings, shared::Server};
 use crate::{
     operation::Operation,
     proto::{

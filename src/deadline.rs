@@ -49,6 +49,10 @@ impl Deadline {
         self.timeout
     }
 
+    pub(crate) fn remaining(&self, now: Instant) -> Duration {
+        self.at.saturating_duration_since(now)
+    }
+
     pub(crate) fn has_passed(&self, now: Instant) -> bool {
         now >= self.at
     }
@@ -118,19 +122,19 @@ fn parse(value: &[u8]) -> Option<Duration> {
     )
 }
 
-/// Sets `grpc-timeout` to the remaining time.
-pub(crate) fn set_remaining(headers: &mut HeaderMap, deadline: Instant, cache: &TimeoutCache) {
-    let remaining = deadline.saturating_duration_since(Instant::now());
-    headers.insert(GRPC_TIMEOUT, cache.value(rounded_up(remaining)));
-}
-
-/// The first value of `grpc-timeout` that a client has sent, which most of its calls repeat.
+/// The first `grpc-timeout` of a client, which most of its calls repeat.
 #[derive(Debug, Default)]
 pub(crate) struct TimeoutCache(OnceLock<(Duration, HeaderValue)>);
 
 impl TimeoutCache {
-    fn value(&self, timeout: Duration) -> HeaderValue {
-        let (cached, value) = self.0.get_or_init(|| (timeout, header_value(timeout)));
+    /// Returns the `grpc-timeout` for `remaining`, the rest of a call's `timeout`.
+    pub(crate) fn value(&self, remaining: Duration, timeout: Duration) -> HeaderValue {
+        // Caches the timeout, not the remaining time, because the first call may have waited for a token.
+        let (cached, value) = self.0.get_or_init(|| {
+            let timeout = rounded_up(timeout);
+            (timeout, header_value(timeout))
+        });
+        let timeout = rounded_up(remaining);
         if *cached == timeout {
             value.clone()
         } else {
@@ -222,6 +226,15 @@ mod tests {
         }
         assert_eq!(rounded_up(Duration::ZERO), Duration::ZERO);
         assert_eq!(rounded_up(Duration::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn the_timeout_of_the_first_call_is_cached_and_not_its_remaining_time() {
+        let cache = TimeoutCache::default();
+        let timeout = Duration::from_secs(10);
+        assert_eq!(cache.value(Duration::from_secs(7), timeout), "7000000u");
+        assert_eq!(cache.0.get().expect("it is cached").0, timeout);
+        assert_eq!(cache.value(timeout, timeout), "10000000u");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Guides to common tasks, testing, and migration from other clients. These modules contain only documentation.
+//! Guides to common tasks, testing, observability, tuning, and migration from other clients. These modules contain only documentation.
 
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
@@ -8,6 +8,9 @@ pub mod observability {}
 
 #[doc = include_str!("guide/patterns.md")]
 pub mod patterns {}
+
+#[doc = include_str!("guide/tuning.md")]
+pub mod tuning {}
 
 #[doc = include_str!("guide/from_tonic.md")]
 pub mod from_tonic {}

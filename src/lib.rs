@@ -56,6 +56,7 @@
 //! | use the generated messages and stubs | [`proto`] |
 //! | trace calls, record metrics, or read the state of a client | the guide [`observability`](guide::observability), [`OperationsClient::stats`], [`Recorder`] |
 //! | test your code without a server | the module `emulator` (requires the feature `emulator`), the guide [`testing`](guide::testing) |
+//! | reduce the CPU time and the bytes of each call | the guide [`tuning`](guide::tuning) |
 //! | solve a common task, or move from another client | the module [`guide`] |
 //!
 //! # Features
@@ -107,6 +108,7 @@ mod propagation;
 pub mod proto;
 mod rate;
 mod recorder;
+mod request;
 mod retry;
 mod set;
 mod stats;

@@ -3,7 +3,6 @@
 #[cfg(feature = "opentelemetry")]
 use std::sync::Arc;
 
-use http::HeaderMap;
 #[cfg(feature = "opentelemetry")]
 use http::{HeaderName, HeaderValue};
 #[cfg(feature = "opentelemetry")]
@@ -11,6 +10,8 @@ use opentelemetry::{
     Context,
     propagation::{Injector, TextMapPropagator},
 };
+
+use crate::request::UnaryHead;
 
 /// Adds the trace context to the headers of requests, if the user has set a propagator.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +22,7 @@ pub(crate) struct Propagator {
 
 #[cfg(not(feature = "opentelemetry"))]
 impl Propagator {
-    pub(crate) fn inject(&self, _: &mut HeaderMap) {}
+    pub(crate) fn inject(&self, _: &mut UnaryHead) {}
 }
 
 #[cfg(feature = "opentelemetry")]
@@ -32,25 +33,25 @@ impl Propagator {
         }
     }
 
-    /// Adds the headers of the current context, unless the caller has set one of them.
-    pub(crate) fn inject(&self, headers: &mut HeaderMap) {
+    /// Adds the headers of the current trace context, unless the request already has one of the propagator's fields.
+    pub(crate) fn inject(&self, head: &mut UnaryHead) {
         if let Some(propagator) = &self.inner
-            && !propagator.fields().any(|name| headers.contains_key(name))
+            && !propagator.fields().any(|name| head.is_set(name))
         {
-            propagator.inject_context(&Context::current(), &mut Headers(headers));
+            propagator.inject_context(&Context::current(), &mut Headers(head));
         }
     }
 }
 
 #[cfg(feature = "opentelemetry")]
-struct Headers<'a>(&'a mut HeaderMap);
+struct Headers<'a>(&'a mut UnaryHead);
 
 #[cfg(feature = "opentelemetry")]
 impl Injector for Headers<'_> {
     /// Adds a header. Does nothing if the header is set already, or is invalid, or if the value is empty, such as
     /// a `tracestate` without entries.
     fn set(&mut self, name: &str, value: String) {
-        if value.is_empty() || self.0.contains_key(name) {
+        if value.is_empty() || self.0.is_set(name) {
             return;
         }
         if let (Ok(name), Ok(mut value)) =
@@ -59,7 +60,7 @@ impl Injector for Headers<'_> {
             // The value differs for every attempt. If HPACK indexed it, it would evict other headers from the dynamic
             // table.
             value.set_sensitive(true);
-            self.0.insert(name, value);
+            self.0.metadata.insert(name, value);
         }
     }
 }

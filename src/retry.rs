@@ -377,7 +377,7 @@ impl Retry {
     /// Calls `attempt` until it succeeds or the policy allows no further retry.
     pub(crate) async fn run<T, F>(
         &self,
-        first: Attempt,
+        first: &Attempt,
         mut attempt: impl FnMut(Attempt) -> F,
         observer: &impl AttemptObserver,
     ) -> Result<T, Status>
@@ -614,8 +614,9 @@ mod tests {
     #[tokio::test]
     async fn a_pushback_that_forbids_a_retry_takes_a_token_with_every_code() {
         let retry = Retry::new(RetryPolicy::default().throttle(2, 0.1));
+        let attempt = first();
         let result = retry.run(
-            first(),
+            &attempt,
             |_| {
                 let mut denied = Status::permission_denied("no");
                 *denied.metadata_mut() = with_pushback("-1").metadata().clone();
@@ -633,7 +634,7 @@ mod tests {
             attempts.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Err::<(), _>(unavailable()))
         };
-        retry.run(first(), fail, &()).await.expect_err("it fails");
+        retry.run(&first(), fail, &()).await.expect_err("it fails");
         assert_eq!(attempts.into_inner(), 1);
     }
 
@@ -648,7 +649,7 @@ mod tests {
             }))
         };
         let result = Retry::new(RetryPolicy::default())
-            .run(first(), attempt, &())
+            .run(&first(), attempt, &())
             .await;
         result.expect_err("it always fails");
         let delays: Vec<u128> = times
@@ -687,7 +688,7 @@ mod tests {
         let retry = Retry::new(RetryPolicy::default());
         let begin = Instant::now();
         retry
-            .run(first(), fail, &())
+            .run(&first(), fail, &())
             .await
             .expect_err("it always fails");
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 5);
@@ -696,7 +697,7 @@ mod tests {
 
         let begin = Instant::now();
         let call = Attempt::first(begin, Deadline::after(seconds(2.5), begin));
-        let status = retry.run(call, fail, &()).await.expect_err("it fails");
+        let status = retry.run(&call, fail, &()).await.expect_err("it fails");
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(attempts.swap(0, Ordering::Relaxed), 3);
         assert!(begin.elapsed() < seconds(2.5), "it does not wait in vain");
@@ -711,14 +712,14 @@ mod tests {
         };
         let retry = Retry::new(RetryPolicy::default().throttle(100, 0.1));
         for _ in 0..1_000 {
-            let _ = retry.clone().run(first(), fail, &()).await;
+            let _ = retry.clone().run(&first(), fail, &()).await;
         }
         let throttled = attempts.swap(0, Ordering::Relaxed);
         assert!((1_000..1_050).contains(&throttled), "{throttled}");
 
         let retry = Retry::new(RetryPolicy::default());
         for _ in 0..1_000 {
-            let _ = retry.clone().run(first(), fail, &()).await;
+            let _ = retry.clone().run(&first(), fail, &()).await;
         }
         assert_eq!(attempts.into_inner(), 5_000);
     }

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version,
     header::{CONTENT_TYPE, TE, USER_AGENT},
-    uri::{Authority, Scheme},
+    uri::{self, Authority, PathAndQuery, Scheme},
 };
 use tokio::{
     sync::oneshot,
@@ -58,7 +58,7 @@ pub(crate) use self::{
 };
 use self::{
     body::Collecting,
-    call::PendingCall,
+    call::{PendingCall, RequestHead},
     opening::{connect_first, spawn_connection},
     pool::Pool,
     stats::Counters,
@@ -69,6 +69,7 @@ pub use self::{
 };
 use crate::{
     deadline::{Deadline, GRPC_TIMEOUT, Stage, Waited, timeout_in},
+    request::{Template, UnaryHead},
     status::{Delivery, Origin, local, mark, with_delivery},
     task::runtime,
 };
@@ -139,6 +140,8 @@ struct Shared {
     scheme: Scheme,
     authority: Authority,
     user_agent: HeaderValue,
+    /// The header template for clients that do not set a user agent.
+    template: Template,
 }
 
 /// How long a call without a deadline is queued at most.
@@ -161,6 +164,7 @@ impl Transport {
             scheme,
             authority,
             pool: Pool::new(connector, config, spawn_connection),
+            template: Template::new(Some(&user_agent)),
             user_agent,
         });
         Self {
@@ -184,8 +188,9 @@ impl Transport {
         &self.shared.pool.connector.uri
     }
 
-    pub(crate) fn user_agent(&self) -> &HeaderValue {
-        &self.shared.user_agent
+    /// Returns the header template for clients of this transport.
+    pub(crate) fn template(&self) -> &Template {
+        &self.shared.template
     }
 
     /// Returns a snapshot of the connections, the queue and the totals.
@@ -310,9 +315,17 @@ impl Service<Request<Body>> for Transport {
         let mut body = Collecting::new(body);
         let collected = body.poll(&mut Context::from_waker(Waker::noop()));
         ResponseFuture(match collected {
-            Poll::Ready(body) => body.and_then(|body| shared.queue(head, body)).into(),
+            Poll::Ready(body) => body.and_then(|body| shared.queue_any(head, body)).into(),
             Poll::Pending => CallState::Collecting(Box::new((shared, head, body))),
         })
+    }
+}
+
+impl Transport {
+    /// Queues a unary call of [`OperationsClient`](crate::OperationsClient). The future resolves once the whole response
+    /// has been received.
+    pub(crate) fn call_unary(&self, head: UnaryHead, body: Bytes, unary: Unary) -> ResponseFuture {
+        ResponseFuture(self.shared.clone().queue_unary(head, body, unary).into())
     }
 }
 
@@ -348,7 +361,7 @@ impl Future for ResponseFuture {
             let (shared, head, body) = &mut **collecting;
             let body = ready!(body.poll(cx));
             let (shared, head) = (shared.clone(), mem::take(head));
-            *state = body.and_then(|body| shared.queue(head, body)).into();
+            *state = body.and_then(|body| shared.queue_any(head, body)).into();
         }
         if let CallState::Waiting(waiting) = state {
             let result = ready!(waiting.poll(cx));
@@ -372,25 +385,62 @@ impl fmt::Debug for ResponseFuture {
 }
 
 impl Shared {
-    /// Queues a call.
-    fn queue(self: Arc<Self>, mut head: Request<()>, body: Bytes) -> Result<WaitingCall, Status> {
-        let runtime = runtime("a call")?;
+    /// Queues a call that [`OperationsClient`](crate::OperationsClient) passes directly to the transport.
+    fn queue_unary(
+        self: Arc<Self>,
+        mut head: UnaryHead,
+        body: Bytes,
+        unary: Unary,
+    ) -> Result<WaitingCall, Status> {
+        let now = Instant::now();
+        if !head.template.has_user_agent() {
+            head.template = self.template.clone();
+        }
+        let uri = self.uri(PathAndQuery::from_static(head.path));
+        let remaining = unary.deadline.map(|at| at.saturating_duration_since(now));
+        let deadline = remaining.and_then(|remaining| Deadline::after(remaining, now));
+        self.queue(
+            RequestHead::Unary { head, uri },
+            body,
+            Some(unary),
+            deadline,
+            now,
+        )
+    }
+
+    /// Queues a call from [`Service::call`].
+    fn queue_any(
+        self: Arc<Self>,
+        mut head: Request<()>,
+        body: Bytes,
+    ) -> Result<WaitingCall, Status> {
+        let now = Instant::now();
         let timeout = timeout_in(head.headers())?;
         // HTTP/2 does not use the others, and they are expensive to clone.
         let unary = mem::take(head.extensions_mut()).remove::<Unary>();
-        let (is_unary, refused, exact) = match &unary {
-            Some(unary) => (true, unary.is_retry, unary.deadline),
-            None => (false, false, None),
-        };
-        if let Some(progress) = unary.as_ref().and_then(|unary| unary.progress.as_ref()) {
-            progress.queued(Instant::now());
-        }
+        let exact = unary.as_ref().and_then(|unary| unary.deadline);
         self.set_defaults(&mut head);
-        let (reply, response) = oneshot::channel();
-        let queued_at = Instant::now();
-        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, queued_at));
+        let deadline = timeout.and_then(|timeout| Deadline::after(timeout, now));
         let deadline = deadline.map(|deadline| deadline.or_earlier(exact));
-        let call = PendingCall {
+        self.queue(RequestHead::Any(head), body, unary, deadline, now)
+    }
+
+    fn queue(
+        self: Arc<Self>,
+        head: RequestHead,
+        body: Bytes,
+        unary: Option<Unary>,
+        deadline: Option<Deadline>,
+        queued_at: Instant,
+    ) -> Result<WaitingCall, Status> {
+        let runtime = runtime("a call")?;
+        let is_unary = unary.is_some();
+        let refused = unary.as_ref().is_some_and(|unary| unary.is_retry);
+        if let Some(progress) = unary.as_ref().and_then(|unary| unary.progress.as_ref()) {
+            progress.queued(queued_at);
+        }
+        let (reply, response) = oneshot::channel();
+        let call = Box::new(PendingCall {
             head,
             body,
             unary,
@@ -400,7 +450,7 @@ impl Shared {
             refused,
             avoid: None,
             reply,
-        };
+        });
         let pushed = self.pool.push(call, runtime.id())?;
         let expiry = match deadline {
             // `OperationsClient` has a timer for the deadline of each of its calls.
@@ -433,13 +483,20 @@ impl Shared {
             let headers = mem::take(head.headers_mut());
             *head.headers_mut() = with_user_agent(headers, self.user_agent.clone());
         }
-        if head.uri().authority().is_none() {
-            let mut parts = mem::take(head.uri_mut()).into_parts();
-            parts.scheme = Some(self.scheme.clone());
-            parts.authority = Some(self.authority.clone());
-            // Cannot fail: any URI has a path, and here also a scheme and an authority.
-            *head.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        if head.uri().authority().is_none()
+            && let Some(path) = mem::take(head.uri_mut()).into_parts().path_and_query
+        {
+            *head.uri_mut() = self.uri(path);
         }
+    }
+
+    fn uri(&self, path: PathAndQuery) -> Uri {
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(path);
+        // Cannot fail: it has a scheme, an authority and a path.
+        Uri::from_parts(parts).unwrap_or_default()
     }
 
     fn runtime_ended(&self) -> Status {

@@ -217,6 +217,44 @@ fn a_call_keeps_its_own_quota_project_but_not_its_own_authorization() {
     );
 }
 
+/// A source whose tokens have a quota project.
+struct WithQuotaProject;
+
+#[tonic::async_trait]
+impl CallCredentials for WithQuotaProject {
+    async fn token(&self) -> Result<Token, Status> {
+        Token::bearer("token")?.and_header("x-goog-user-project", "of-the-token")
+    }
+}
+
+#[tokio::test]
+async fn the_quota_project_of_a_call_precedes_that_of_the_client_and_that_of_the_token() {
+    let credentials = Credentials::custom(WithQuotaProject);
+    let table = [
+        (None, None, "of-the-token"),
+        (None, Some("of-the-client"), "of-the-client"),
+        (Some("of-the-call"), None, "of-the-call"),
+        (Some("of-the-call"), Some("of-the-client"), "of-the-call"),
+    ];
+    for (call, client, expected) in table {
+        let mut credentials = credentials.clone();
+        if let Some(project) = client {
+            credentials = credentials.quota_project(project);
+        }
+        let mut request = Request::new(());
+        if let Some(project) = call {
+            let project = project.parse().unwrap();
+            request
+                .metadata_mut()
+                .insert("x-goog-user-project", project);
+        }
+        let mut auth = credentials.interceptor().await.unwrap();
+        let request = auth.call(request).unwrap();
+        let projects = request.metadata().get_all("x-goog-user-project");
+        assert_eq!(projects.iter().collect::<Vec<_>>(), [expected]);
+    }
+}
+
 #[test]
 fn what_cannot_stand_in_a_header_is_refused_at_once() {
     let header = |name: &str| {

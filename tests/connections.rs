@@ -760,6 +760,7 @@ async fn protocol_headers_precede_custom_metadata() {
         let (first, rest) = places.split_at(of_protocol);
         assert!(first.is_sorted() && !first.contains(&None), "{names:?}");
         assert!(rest.iter().all(Option::is_none), "{names:?}");
+        assert!(first.contains(&Some(4)), "missing user-agent: {names:?}");
     }
     let reserved = |head: &http::request::Parts| {
         head.headers["te"] == "trailers" && !head.headers.contains_key("grpc-encoding")

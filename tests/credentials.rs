@@ -93,14 +93,16 @@ async fn every_call_shows_the_token_and_the_quota_project() {
 }
 
 #[tokio::test]
-async fn an_api_key_is_a_header_too() {
+async fn an_api_key_is_sent_without_an_authorization_header() {
     let emulator = emulator().await;
     let client = OperationsClient::builder(emulator.endpoint())
         .credentials(Credentials::api_key("key"))
         .connect_lazy()
         .expect("a URL");
     client.get_operation(NAME).await.expect("known");
-    assert_eq!(header(&emulator.calls()[0], "x-goog-api-key"), "key");
+    let call = &emulator.calls()[0];
+    assert_eq!(header(call, "x-goog-api-key"), "key");
+    assert!(!call.metadata().contains_key("authorization"), "{call:?}");
 }
 
 #[tokio::test]

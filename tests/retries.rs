@@ -287,16 +287,30 @@ async fn all_attempts_share_one_deadline() {
 }
 
 #[tokio::test]
-async fn each_attempt_says_what_is_left_of_the_deadline_and_how_many_were_before() {
+async fn each_attempt_is_sent_with_the_remaining_time_and_the_number_of_earlier_ones() {
+    let client = retrying_client;
+    check_headers_of_attempts(client).await;
+    check_headers_of_attempts(|server| client(server).boxed()).await;
+}
+
+fn retrying_client(server: &Server) -> OperationsClient {
+    let policy = RetryPolicy::default().initial_backoff(Duration::from_millis(100));
+    let client = OperationsClient::builder(server.url()).retry(policy);
+    let client = client.timeout(Duration::from_secs(9)).connect_lazy();
+    client.expect("a client")
+}
+
+async fn check_headers_of_attempts<S: longrunning::GrpcStack>(
+    client: impl Fn(&Server) -> OperationsClient<S>,
+) {
     let server = Server::start(Habits {
         failures: 2,
         ..Habits::default()
     });
-    let policy = RetryPolicy::default().initial_backoff(Duration::from_millis(100));
-    let client = OperationsClient::builder(server.url()).retry(policy);
-    let client = client.timeout(Duration::from_secs(9)).connect_lazy();
-    let client = client.expect("a client");
-    client.cancel_operation(NAME).await.expect("the third");
+    client(&server)
+        .cancel_operation(NAME)
+        .await
+        .expect("the third");
     let before = server.seen.header("grpc-previous-rpc-attempts");
     assert_eq!(before, [None, Some("1".to_owned()), Some("2".to_owned())]);
     let left: Vec<u64> = server

@@ -6,18 +6,22 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use longrunning::{
-    OperationsClient, PollPolicy, Recorder, RetryPolicy, Transport,
+    Credentials, OperationsClient, PollPolicy, Recorder, RetryPolicy, Transport,
     emulator::{Emulator, Method},
 };
 use opentelemetry::{
-    Value,
+    Context, Value,
+    propagation::{Extractor, Injector, TextMapPropagator, text_map_propagator::FieldIter},
     trace::{SpanId, SpanKind, Status as SpanStatus, TracerProvider as _},
 };
 use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{InMemorySpanExporter, SdkTracerProvider, SpanData},
 };
-use tonic::{Code, IntoRequest, Request, Status, service::interceptor::InterceptedService};
+use tonic::{
+    Code, IntoRequest, Request, Status, metadata::KeyAndValueRef,
+    service::interceptor::InterceptedService,
+};
 use tracing::{Instrument as _, Level, subscriber::DefaultGuard};
 use tracing_subscriber::{
     Layer as _,
@@ -705,6 +709,52 @@ async fn a_traceparent_header_set_by_the_caller_is_kept() {
     client.get_operation(request).await.expect("it is known");
     let header = emulator.calls()[0].metadata().get("traceparent").cloned();
     assert_eq!(header.expect("a header"), own);
+}
+
+/// A propagator that sets headers which the client also sets.
+#[derive(Debug)]
+struct ConflictingPropagator;
+
+impl TextMapPropagator for ConflictingPropagator {
+    fn inject_context(&self, _: &Context, injector: &mut dyn Injector) {
+        for name in [
+            "x-goog-api-client",
+            "x-goog-request-params",
+            "x-goog-user-project",
+            "authorization",
+            "te",
+            "x-own",
+        ] {
+            injector.set(name, "conflicting".to_owned());
+        }
+    }
+
+    fn extract_with_context(&self, context: &Context, _: &dyn Extractor) -> Context {
+        context.clone()
+    }
+
+    fn fields(&self) -> FieldIter<'_> {
+        FieldIter::new(&[])
+    }
+}
+
+#[tokio::test]
+async fn a_propagator_does_not_replace_the_clients_headers() {
+    let emulator = server().await;
+    let credentials = Credentials::bearer_token("token").quota_project("project");
+    let auth = credentials.interceptor().await.expect("it is fixed");
+    let client = client(&emulator).await.auth(auth);
+    let client = client.propagator(ConflictingPropagator);
+    client
+        .get_operation("operations/1")
+        .await
+        .expect("it is known");
+    let call = &emulator.calls()[0];
+    let conflicting = call.metadata().iter().filter_map(|header| match header {
+        KeyAndValueRef::Ascii(name, value) if *value == "conflicting" => Some(name.as_str()),
+        _ => None,
+    });
+    assert_eq!(conflicting.collect::<Vec<_>>(), ["x-own"]);
 }
 
 #[tokio::test]

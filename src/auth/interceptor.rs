@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use tokio::{sync::watch, time::timeout};
 use tonic::{Code, Request, Status, service::Interceptor};
 
@@ -15,7 +15,7 @@ use super::{
     failure::{of_call, unavailable},
     renewal::{self, Generation, Published, Signals},
 };
-use crate::{expiry::Expiry, task::runtime};
+use crate::{expiry::Expiry, request::CredentialHeaders, task::runtime};
 
 /// How long `interceptor` and `connect` wait for the first token, at least.
 const FIRST_TOKEN: Duration = Duration::from_secs(10);
@@ -114,8 +114,6 @@ impl TokenStatus {
         }
     }
 }
-
-const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
 impl AuthInterceptor {
     pub(super) fn fixed(token: Option<Token>, quota_project: Option<HeaderValue>) -> Self {
@@ -226,17 +224,15 @@ impl AuthInterceptor {
         }
     }
 
-    /// Adds the headers of the current token, and returns which token that was.
+    /// Returns the headers of the current token, and the [`SentToken`] that identifies it.
     ///
     /// # Errors
     ///
     /// The reason why there is no valid token.
-    pub(crate) fn add_headers(&self, to: &mut HeaderMap) -> Result<SentToken, Status> {
+    pub(crate) fn current(&self) -> Result<(CredentialHeaders, SentToken), Status> {
         let mut sent = SentToken::default();
-        // The call's own quota project is kept.
-        let quota_project = to.get(QUOTA_PROJECT).cloned();
-        match &self.headers {
-            Headers::Fixed(headers) => insert(to, headers),
+        let headers = match &self.headers {
+            Headers::Fixed(headers) => headers.clone(),
             Headers::Renewed(renewed) => {
                 renewed.ended()?;
                 let published = renewed.published.borrow();
@@ -244,15 +240,16 @@ impl AuthInterceptor {
                     renewed.request_if_due(&published);
                     of_call(failure)
                 })?;
-                insert(to, &current.headers);
                 sent.expires = current.expiry;
                 sent.generation = Some(current.generation);
+                current.headers.clone()
             }
-        }
-        if let Some(project) = quota_project.or_else(|| self.quota_project.clone()) {
-            to.insert(QUOTA_PROJECT, project);
-        }
-        Ok(sent)
+        };
+        let headers = CredentialHeaders {
+            headers,
+            quota_project: self.quota_project.clone(),
+        };
+        Ok((headers, sent))
     }
 
     /// Waits for the first token: for 10 s, or longer if the first fetch has not ended by then.
@@ -278,14 +275,9 @@ impl AuthInterceptor {
 
 impl Interceptor for AuthInterceptor {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        self.add_headers(request.metadata_mut().as_mut())?;
+        let (headers, _) = self.current()?;
+        headers.add_to(request.metadata_mut().as_mut());
         Ok(request)
-    }
-}
-
-fn insert(to: &mut HeaderMap, headers: &[(HeaderName, HeaderValue)]) {
-    for (name, value) in headers {
-        to.insert(name.clone(), value.clone());
     }
 }
 

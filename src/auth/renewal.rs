@@ -182,7 +182,7 @@ impl Renewal {
             renew_after = renewal_delay(token.expiry, token.renew_after);
             self.generation.0 += 1;
             published.current = Some(Current {
-                headers: token.headers,
+                headers: token.headers.into(),
                 fetched_at: SystemTime::now(),
                 expiry: token.expiry,
                 generation: self.generation,

@@ -12,17 +12,18 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use percent_encoding::percent_decode;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tower::BoxError;
 
 use super::message::{Message, Received};
-use crate::status::{
-    CallStatusExt as _, Delivery, Origin, classify, mark, retry, with_delivery, with_retry,
+use crate::{
+    status::{
+        CallStatusExt as _, Delivery, Origin, classify, mark, retry, with_delivery, with_retry,
+    },
+    transport::ResponseBody,
 };
-
-const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// Receives the one message of a response.
 ///
@@ -37,18 +38,104 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 ///
 /// An error that follows Response-Headers is not retried, see
 /// [gRFC A6](https://github.com/grpc/proposal/blob/master/A6-client-retries.md#when-retries-are-valid).
-pub(crate) async fn message<B>(mut response: Response<B>, limit: usize) -> Result<Received, Status>
+pub(crate) fn message<B>(
+    mut response: Response<B>,
+    limit: usize,
+) -> impl Future<Output = Result<Received, Status>>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let is_trailers_only = response.body().is_end_stream();
-    let head = Head::of(&mut response).map_err(|status| {
-        let is_committed = !is_trailers_only && status.origin() == Some(Origin::Server);
-        committed(status, is_committed)
-    })?;
-    let is_committed = !is_trailers_only && head.not_grpc.is_none();
-    let result = receive(head, response.into_body(), limit).await;
-    result.map_err(|status| committed(with_delivery(status, Delivery::Answered), is_committed))
+    let answer = Answer::begin(&mut response, limit);
+    let body = response.into_body();
+    async move {
+        let mut answer = answer?;
+        let mut body = pin!(body);
+        while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+            let frame = frame.map_err(|error| answer.failed(classify(error.into())))?;
+            match frame.into_data() {
+                Ok(data) => answer.push(data)?,
+                Err(frame) => {
+                    answer.trailers(frame.into_trailers().unwrap_or_default())?;
+                    break;
+                }
+            }
+        }
+        answer.end()
+    }
+}
+
+/// Returns the message of a response that the default transport has received completely.
+///
+/// Returns the same errors as [`message`].
+pub(crate) fn complete(
+    mut response: Response<ResponseBody>,
+    limit: usize,
+) -> Result<Received, Status> {
+    let mut answer = Answer::begin(&mut response, limit)?;
+    let (data, trailers) = response.into_body().into_complete();
+    answer.push(data)?;
+    if let Some(trailers) = trailers {
+        answer.trailers(trailers)?;
+    }
+    answer.end()
+}
+
+/// A response that is being received.
+struct Answer {
+    head: Head,
+    message: Message,
+    /// Whether the response began with the Response-Headers of gRPC, after which the call is not retried.
+    is_committed: bool,
+}
+
+impl Answer {
+    /// Reads the head of a response.
+    fn begin<B: http_body::Body>(response: &mut Response<B>, limit: usize) -> Result<Self, Status> {
+        let is_trailers_only = response.body().is_end_stream();
+        let head = Head::of(response).map_err(|status| {
+            let is_committed = !is_trailers_only && status.origin() == Some(Origin::Server);
+            committed(status, is_committed)
+        })?;
+        Ok(Self {
+            is_committed: !is_trailers_only && head.not_grpc.is_none(),
+            head,
+            message: Message::new(limit),
+        })
+    }
+
+    fn push(&mut self, data: Bytes) -> Result<(), Status> {
+        let pushed = self.message.push(data);
+        pushed.map_err(|status| self.failed(self.head.not_grpc.clone().unwrap_or(status)))
+    }
+
+    fn trailers(&mut self, mut trailers: HeaderMap) -> Result<(), Status> {
+        if let Some(status) = take_status(&mut trailers) {
+            status.map_err(|status| {
+                let headers = mem::take(&mut self.head.headers);
+                self.failed(with_head(status, headers))
+            })?;
+            self.head.is_ok = true;
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<Received, Status> {
+        let result = if self.head.is_ok {
+            self.message.end(&self.head.headers)
+        } else {
+            Err(self.head.not_grpc.unwrap_or_else(without_status))
+        };
+        result.map_err(|status| after_head(status, self.is_committed))
+    }
+
+    fn failed(&self, status: Status) -> Status {
+        after_head(status, self.is_committed)
+    }
+}
+
+/// Returns the status of a call that failed after the head of its response was received.
+fn after_head(status: Status, is_committed: bool) -> Status {
+    committed(with_delivery(status, Delivery::Answered), is_committed)
 }
 
 /// Marks the status of a call as one that is not retried, if Response-Headers have arrived.
@@ -98,37 +185,6 @@ impl Head {
                 not_grpc,
             }),
         }
-    }
-}
-
-async fn receive<B>(head: Head, body: B, limit: usize) -> Result<Received, Status>
-where
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
-{
-    let mut is_ok = head.is_ok;
-    let mut message = Message::new(head.headers.get(GRPC_ENCODING).cloned(), limit);
-    let mut body = pin!(body);
-    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-        let frame = frame.map_err(|error| classify(error.into()))?;
-        match frame.into_data() {
-            Ok(data) => {
-                let pushed = message.push(data);
-                pushed.map_err(|status| head.not_grpc.clone().unwrap_or(status))?;
-            }
-            Err(frame) => {
-                let mut trailers = frame.into_trailers().unwrap_or_default();
-                if let Some(status) = take_status(&mut trailers) {
-                    status.map_err(|status| with_head(status, head.headers))?;
-                    is_ok = true;
-                }
-                break;
-            }
-        }
-    }
-    if is_ok {
-        message.end()
-    } else {
-        Err(head.not_grpc.unwrap_or_else(without_status))
     }
 }
 

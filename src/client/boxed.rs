@@ -22,7 +22,8 @@ impl<S: GrpcStack + Sync> OperationsClient<S> {
     /// Boxes the stack, so that the type of the client does not depend on its layers.
     ///
     /// The client can then be a struct field, with the default transport in production and an emulator in
-    /// tests. Each attempt allocates for the clone of the stack, for the future, and for the response body.
+    /// tests. Each attempt allocates for the clone of the stack, for the request's body and extensions, for the future,
+    /// and for the response body.
     ///
     /// tower's boxed services usually have the error type `BoxError`, with which the compiler cannot prove
     /// that the futures of the client are `Send`. `BoxGrpcStack` does not have this limitation:

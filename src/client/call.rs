@@ -8,16 +8,22 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, header::AUTHORIZATION};
+use futures_util::TryFutureExt as _;
+use http::{HeaderValue, Response, header::AUTHORIZATION};
 use tokio::{
     task::yield_now,
     time::{Instant, sleep_until, timeout_at},
 };
 use tonic::{Code, Request, Status};
 
-use super::{GrpcStack, OperationsClient, header, observed::ObservedCall, rpc::Rpc, unary::Call};
+use super::{
+    GrpcStack, OperationsClient, answer, header,
+    observed::ObservedCall,
+    rpc::Rpc,
+    unary::{Call, PendingResponse},
+};
 use crate::{
-    auth::{self, AuthInterceptor},
+    auth::{self, AuthInterceptor, SentToken},
     deadline::{self, Deadline, Stage, Waited},
     retry::{Attempt, AttemptObserver as _, Retry},
     status::{
@@ -36,30 +42,35 @@ const MAX_DECODING_MESSAGE_SIZE: usize = 4 << 20;
 
 impl<S: GrpcStack> OperationsClient<S> {
     pub(super) async fn call<R: Rpc>(&self, mut request: Request<R>) -> Result<R::Answer, Status> {
-        let observed = ObservedCall::start(self, request.get_ref());
         let begun = Instant::now();
-        let mut attempts = 0;
+        let observed = ObservedCall::start(self, request.get_ref());
         let retry = Retry::of_call(request.extensions_mut(), self.settings.retry.as_ref());
-        let result = match self.prepare(request, begun) {
+        let prepared = self.prepare(request, begun);
+        let mut attempts = 0;
+        // Borrowed: a value that is moved into the match takes space in the future twice.
+        let result = match &prepared {
             Ok((call, first)) => {
                 let mut attempt = |attempt: Attempt| {
                     attempts += 1;
                     if attempt.previous > 0 {
                         self.count_retry();
                     }
-                    self.attempt(&call, attempt, &observed)
+                    self.attempt(call, attempt, &observed)
                 };
-                let result = match retry.as_deref().filter(|_| R::MAY_BE_RETRIED) {
+                match retry.as_deref().filter(|_| R::MAY_BE_RETRIED) {
                     Some(retry) => retry.run(first, &mut attempt, &observed).await,
                     None => {
-                        let result = attempt(first).await;
+                        let result = attempt(*first).await;
                         observed.attempt_ended(&result);
                         result
                     }
-                };
-                result.map_err(|status| with_attempts(status, attempts, begun.elapsed()))
+                }
             }
-            Err(status) => Err(status),
+            Err(status) => Err(status.clone()),
+        };
+        let result = match result {
+            Err(status) if attempts > 0 => Err(with_attempts(status, attempts, begun.elapsed())),
+            result => result,
         };
         observed.end(&result);
         result
@@ -112,66 +123,96 @@ impl<S: GrpcStack> OperationsClient<S> {
     /// `UNAUTHENTICATED`: they would be sent over plaintext.
     fn auth_of<R: Rpc>(&self, call: &Call<R>) -> Result<Option<&AuthInterceptor>, Status> {
         let auth = self.settings.auth.as_ref();
-        let auth = auth.filter(|_| !call.headers().contains_key(AUTHORIZATION));
+        let auth = auth.filter(|_| !call.metadata().contains_key(AUTHORIZATION));
         match (auth, &self.settings.plaintext_error) {
             (Some(auth), Some(why)) if !auth.sends_nothing() => Err(auth::of_call(why.clone())),
             _ => Ok(auth),
         }
     }
 
-    async fn attempt<R: Rpc>(
+    fn attempt<R: Rpc>(
         &self,
         call: &Call<R>,
         mut attempt: Attempt,
         observed: &ObservedCall<'_>,
-    ) -> Result<R::Answer, Status> {
+    ) -> impl Future<Output = Result<R::Answer, Status>> {
         let progress = observed.start_attempt();
-        if let Some(deadline) = attempt.deadline {
-            runtime("a call with a timeout")?;
-            if deadline.has_passed(attempt.begun) {
-                return Err(late::<R>(&attempt, None, None));
-            }
-        }
-        let auth = self.auth_of(call)?;
-        let mut waits = WaitTimes::default();
-        loop {
-            if let Some(auth) = auth {
-                let waited = token::<R>(auth, &attempt, &waits).await?;
-                waits.token += waited;
-                attempt.extend(waited);
-            }
-            let mut stack = self.stack.clone();
-            waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits, observed).await?;
-            // An attempt that may time out before its call has to know whether it is committed.
-            let own = || attempt.has_own_deadline().then(Arc::default);
-            let send = Send {
-                attempt: &attempt,
-                auth,
-                waits: &waits,
-                progress: progress.clone().or_else(own),
-                observed,
-            };
-            match self.send(call, stack, send).await {
-                Err(status) if status::cause::<Unsent>(&status).is_some() => {
-                    if let Some(progress) = &progress {
-                        progress.dequeued(Instant::now());
-                    }
-                    // The server may have refused it before its credentials expired in the queue.
-                    let unsent = status::cause(&status);
-                    attempt.is_resent |= matches!(unsent, Some(Unsent::CredentialsExpired));
+        async move {
+            if let Some(deadline) = attempt.deadline {
+                runtime("a call with a timeout")?;
+                if deadline.has_passed(attempt.begun) {
+                    return Err(late::<R>(&attempt, None, None));
                 }
-                result => return result,
+            }
+            let auth = self.auth_of(call)?;
+            let mut waits = WaitTimes::default();
+            loop {
+                if let Some(auth) = auth {
+                    let waited = token::<R>(auth, &attempt, &waits).await?;
+                    waits.token += waited;
+                    attempt.extend(waited);
+                }
+                let mut stack = self.stack.clone();
+                waits.readiness += ready::<R, S>(&mut stack, &attempt, &waits, observed).await?;
+                // An attempt that may time out before its call has to know whether it is committed.
+                let own = || attempt.has_own_deadline().then(Arc::default);
+                let send = Send {
+                    attempt: &attempt,
+                    auth,
+                    waits: &waits,
+                    progress: progress.clone().or_else(own),
+                    observed,
+                };
+                match self.send(call, stack, send).await {
+                    Err(status) if status::cause::<Unsent>(&status).is_some() => {
+                        if let Some(progress) = &progress {
+                            progress.dequeued(Instant::now());
+                        }
+                        // The server may have refused it before its credentials expired in the queue.
+                        let unsent = status::cause(&status);
+                        attempt.is_resent |= matches!(unsent, Some(Unsent::CredentialsExpired));
+                    }
+                    result => return result,
+                }
             }
         }
+    }
+
+    /// Creates the request of an attempt, and sends it over a stack that is ready. Returns the pending response, and
+    /// the token that was sent.
+    fn start<R: Rpc>(
+        &self,
+        call: &Call<R>,
+        stack: &mut S,
+        send: &Send<'_>,
+        limit: usize,
+    ) -> Result<(PendingResponse<S::Future>, SentToken), Status> {
+        let Send {
+            attempt,
+            auth,
+            progress,
+            observed,
+            ..
+        } = send;
+        let (mut request, sent) = call.request(attempt, *auth, limit, progress.as_ref())?;
+        let is_retry = attempt.previous > 0;
+        observed.in_attempt(|| {
+            self.settings.propagator.inject(&mut request.head);
+            header::check_size(&request.head, is_retry, self.header_list_limit())?;
+            Ok((call.send(stack, request), sent))
+        })
     }
 
     /// Creates the request, sends it over a stack that is ready, and waits for the response until the deadline.
     async fn send<R: Rpc>(
         &self,
         call: &Call<R>,
-        stack: S,
+        mut stack: S,
         send: Send<'_>,
     ) -> Result<R::Answer, Status> {
+        let limit = self.settings.max_decoding_message_size;
+        let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
+        let (response, sent) = self.start(call, &mut stack, &send, limit)?;
         let Send {
             attempt,
             auth,
@@ -179,20 +220,23 @@ impl<S: GrpcStack> OperationsClient<S> {
             progress,
             observed,
         } = send;
-        let limit = self.settings.max_decoding_message_size;
-        let limit = limit.unwrap_or(MAX_DECODING_MESSAGE_SIZE);
-        let progress = progress.as_ref();
-        let (mut request, sent) = call.request(attempt, auth, limit, progress)?;
-        observed.in_attempt(|| self.settings.propagator.inject(request.headers_mut()));
-        header::check_size(
-            request.headers(),
-            attempt.previous > 0,
-            self.header_list_limit(),
-        )?;
         let exchange = async {
-            let result = call
-                .exchange(stack, request, limit, progress.map(|it| &**it))
-                .await;
+            let progress = progress.as_deref();
+            let answer = match response {
+                PendingResponse::Transport(response) => {
+                    let response = response.await;
+                    response.and_then(|response| answer::complete(response, limit))
+                }
+                PendingResponse::Stack(response) => {
+                    let response = response.map_err(|error| classify(error.into()));
+                    let answer = response.and_then(|response| {
+                        commit(progress, &response);
+                        answer::message(response, limit)
+                    });
+                    answer.await
+                }
+            };
+            let result = answer.and_then(|answer| call.decode(answer, progress));
             if let (Err(status), Some(auth)) = (&result, auth)
                 && status.code() == Code::Unauthenticated
                 // A gateway in front of the server may have sent it, too.
@@ -218,7 +262,11 @@ impl<S: GrpcStack> OperationsClient<S> {
             let status = late::<R>(attempt, Some(waited), cause);
             // Otherwise the deadline of the call has passed, and there is no retry anyway.
             let is_own = attempt.has_own_deadline();
-            if is_own && progress.is_some_and(|progress| progress.is_committed()) {
+            if is_own
+                && progress
+                    .as_ref()
+                    .is_some_and(|progress| progress.is_committed())
+            {
                 with_retry(with_delivery(status, Delivery::Answered), false)
             } else {
                 status
@@ -238,6 +286,15 @@ impl<S: GrpcStack> OperationsClient<S> {
             }
             Poll::Ready(result) => result,
         }
+    }
+}
+
+/// Records that Response-Headers have arrived, unless the response is Trailers-Only.
+fn commit<B: http_body::Body>(progress: Option<&Progress>, response: &Response<B>) {
+    if let Some(progress) = progress
+        && !response.body().is_end_stream()
+    {
+        progress.commit();
     }
 }
 

@@ -1,125 +1,19 @@
-//! The headers of every call, and the limit on their size.
+//! The routing header, and the limit on the total size of the headers.
 
-use std::{fmt, sync::Arc};
-
-use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{AUTHORIZATION, CONTENT_TYPE, TE, USER_AGENT},
-};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use bytes::Bytes;
+use http::{HeaderValue, header::CONTENT_TYPE};
+use percent_encoding::percent_encode_byte;
 use tonic::{Code, Status};
 
-use super::message;
 use crate::{
-    deadline::{GRPC_TIMEOUT, TimeoutCache},
+    request::{REQUEST_PARAMS, UnaryHead, size},
     status::local,
 };
-
-pub(crate) const REQUEST_PARAMS: HeaderName = HeaderName::from_static("x-goog-request-params");
-pub(crate) const API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
-pub(crate) const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 /// The default limit on the total size of the headers, which
 /// [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests) recommends to
 /// servers.
 pub(crate) const MAX_HEADER_LIST_SIZE: usize = 8 << 10;
-
-/// The client library and its versions, for the statistics of Google's services.
-pub(crate) fn api_client() -> HeaderValue {
-    HeaderValue::from_static(env!("LONGRUNNING_API_CLIENT"))
-}
-
-/// The headers of every call, from which those of an attempt are made.
-///
-/// It also has the names of the headers that nearly every call sets: to clone the map, and then to
-/// replace values, is much cheaper than to build it. The attempt sets them, or removes them.
-///
-/// As in [PROTOCOL-HTTP2](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests),
-/// `grpc-timeout` comes first, and protocol headers precede custom metadata. A `HeaderMap` keeps the
-/// order of insertion, but a removal moves the last header into the gap: so no protocol header is ever
-/// removed.
-#[derive(Clone)]
-pub(crate) struct Template(Arc<Templates>);
-
-struct Templates {
-    timed: HeaderMap,
-    untimed: HeaderMap,
-    timeouts: TimeoutCache,
-}
-
-/// Omits the headers, which are the same for all calls of a client.
-impl fmt::Debug for Template {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Template")
-    }
-}
-
-impl Default for Template {
-    fn default() -> Self {
-        Self::new(None)
-    }
-}
-
-impl Template {
-    pub(crate) fn new(user_agent: Option<&HeaderValue>) -> Self {
-        let headers = |is_timed: bool| {
-            let mut headers = HeaderMap::with_capacity(8);
-            let empty = HeaderValue::from_static("");
-            if is_timed {
-                headers.insert(GRPC_TIMEOUT, empty.clone());
-            }
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            if let Some(encodings) = message::ACCEPTED_ENCODINGS {
-                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(encodings));
-            }
-            if let Some(user_agent) = user_agent {
-                headers.insert(USER_AGENT, user_agent.clone());
-            }
-            headers.insert(API_CLIENT, api_client());
-            headers.insert(AUTHORIZATION, empty.clone());
-            headers.insert(REQUEST_PARAMS, empty);
-            headers
-        };
-        Self(Arc::new(Templates {
-            timed: headers(true),
-            untimed: headers(false),
-            timeouts: TimeoutCache::default(),
-        }))
-    }
-
-    pub(crate) fn timeout_cache(&self) -> &TimeoutCache {
-        &self.0.timeouts
-    }
-
-    /// Returns the headers of every call and the caller's metadata. If `is_timed`, the first header is an
-    /// empty `grpc-timeout`, which the attempt sets.
-    pub(crate) fn headers(&self, caller: &HeaderMap, is_timed: bool) -> HeaderMap {
-        let template = if is_timed {
-            &self.0.timed
-        } else {
-            &self.0.untimed
-        };
-        let mut headers = template.clone();
-        for name in caller.keys() {
-            for (index, value) in caller.get_all(name).iter().enumerate() {
-                if index == 0 {
-                    headers.insert(name.clone(), value.clone());
-                } else {
-                    headers.append(name.clone(), value.clone());
-                }
-            }
-        }
-        headers
-    }
-}
-
-/// All but the unreserved characters of [RFC 6570](https://www.rfc-editor.org/rfc/rfc6570#section-3.2.2).
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
 
 /// The routing header of a name, see [AIP-4222](https://google.aip.dev/client-libraries/4222).
 ///
@@ -128,15 +22,23 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 /// `INVALID_ARGUMENT`: it is larger than the limit for all headers.
 pub(crate) fn routing(name: &str, limit: usize) -> Result<HeaderValue, Status> {
     const KEY: &str = "name=";
-    let mut header = String::with_capacity(KEY.len() + name.len() + name.len() / 2);
-    header.push_str(KEY);
-    for part in utf8_percent_encode(name, RESERVED) {
-        if header.len() + part.len() > limit {
-            return Err(too_long(name, limit));
-        }
-        header.push_str(part);
+    if KEY.len() + name.len() > limit {
+        return Err(too_long(name, limit));
     }
-    let mut value = HeaderValue::try_from(header).map_err(|_| too_long(name, limit))?;
+    let mut header = Vec::with_capacity(KEY.len() + name.len() + name.len() / 2);
+    header.extend_from_slice(KEY.as_bytes());
+    for byte in name.bytes() {
+        match byte {
+            // The unreserved characters of https://www.rfc-editor.org/rfc/rfc6570#section-3.2.2
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                header.push(byte)
+            }
+            _ => header.extend_from_slice(percent_encode_byte(byte).as_bytes()),
+        }
+    }
+    let value = Some(header).filter(|header| header.len() <= limit);
+    let value = value.and_then(|header| HeaderValue::from_maybe_shared(Bytes::from(header)).ok());
+    let mut value = value.ok_or_else(|| too_long(name, limit))?;
     // It differs with every operation: indexed, it would only push others out of HPACK's table.
     value.set_sensitive(true);
     Ok(value)
@@ -159,17 +61,16 @@ fn too_long(name: &str, limit: usize) -> Status {
 /// # Errors
 ///
 /// `INVALID_ARGUMENT`: they are larger than the limit. The message names the largest.
-pub(crate) fn check_size(headers: &HeaderMap, is_retry: bool, limit: usize) -> Result<(), Status> {
-    /// What HTTP/2 counts for each header beside its name and value, see
-    /// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5.2>.
-    const OVERHEAD: usize = 32;
+pub(crate) fn check_size(head: &UnaryHead, is_retry: bool, limit: usize) -> Result<(), Status> {
     /// An estimate for the pseudo-headers, with an authority of about 90 bytes.
     const PSEUDO_HEADERS: usize = 300;
     /// The largest size of the header that only retries have: a call that fits is not rejected later.
     const PREVIOUS_ATTEMPTS: usize = 68;
-    let size =
-        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + OVERHEAD;
     let retry = if is_retry { 0 } else { PREVIOUS_ATTEMPTS };
+    if PSEUDO_HEADERS + retry + head.max_size() <= limit {
+        return Ok(());
+    }
+    let headers = head.headers(head.timeout);
     let bytes: usize = PSEUDO_HEADERS + retry + headers.iter().map(size).sum::<usize>();
     if bytes <= limit {
         return Ok(());
@@ -191,10 +92,12 @@ pub(crate) fn check_size(headers: &HeaderMap, is_retry: bool, limit: usize) -> R
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
     use percent_encoding::percent_decode_str;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::request::Template;
 
     fn header(name: &str) -> String {
         let value = routing(name, MAX_HEADER_LIST_SIZE).expect("short enough");
@@ -225,6 +128,30 @@ mod tests {
                 "{status}"
             );
         }
+    }
+
+    #[test]
+    fn headers_as_large_as_the_limit_are_accepted() {
+        /// The estimate for the pseudo-headers, and what a retry adds.
+        const ADDED: usize = 300 + 68;
+        let mut metadata = HeaderMap::new();
+        metadata.insert("x-large", HeaderValue::from_static("0123456789"));
+        // It replaces a header of all calls, so that the quick upper bound is too large.
+        metadata.insert("x-goog-api-client", HeaderValue::from_static("other"));
+        let head = UnaryHead {
+            path: "/service/method",
+            template: Template::default(),
+            metadata,
+            routing: Some(HeaderValue::from_static("name=n")),
+            credentials: None,
+            timeout: None,
+        };
+        let bytes = ADDED + head.headers(None).iter().map(size).sum::<usize>();
+        check_size(&head, false, bytes).expect("they fit");
+        let status = check_size(&head, false, bytes - 1).expect_err("one byte too large");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let expected = format!("headers are {bytes} bytes");
+        assert!(status.message().contains(&expected), "{status}");
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::{Buf as _, Bytes};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status};
 
 use crate::{
@@ -12,19 +12,11 @@ use crate::{
     transport::Chunks,
 };
 
-/// The value of `grpc-accept-encoding`.
-pub(super) const ACCEPTED_ENCODINGS: Option<&str> = if cfg!(feature = "gzip") {
-    Some("gzip")
-} else {
-    None
-};
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
 /// The message of a response, as it arrives.
 pub(super) struct Message {
     chunks: Chunks,
-    /// The `grpc-encoding` of the response. It applies only to a message whose Compressed-Flag is 1, see
-    /// [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
-    encoding: Option<HeaderValue>,
     limit: usize,
 }
 
@@ -40,10 +32,9 @@ impl Message {
     /// The Compressed-Flag, and the length of the message.
     const PREFIX: usize = 5;
 
-    pub(super) fn new(encoding: Option<HeaderValue>, limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self {
             chunks: Chunks::default(),
-            encoding,
             limit,
         }
     }
@@ -79,7 +70,11 @@ impl Message {
         Some((*flag, u32::from_be_bytes(*length) as usize))
     }
 
-    pub(super) fn end(self) -> Result<Received, Status> {
+    /// Returns the message, once all data has been pushed.
+    ///
+    /// `headers` are those of the response. Their `grpc-encoding` applies only to a message whose Compressed-Flag is 1,
+    /// see [Length-Prefixed-Message](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+    pub(super) fn end(self, headers: &HeaderMap) -> Result<Received, Status> {
         let Some((flag, length)) = self.prefix() else {
             return Err(undecodable(if self.chunks.bytes().is_empty() {
                 "it has no message"
@@ -94,7 +89,7 @@ impl Message {
         }
         let bytes = match flag {
             0 => message,
-            1 => decompress(self.encoding.as_ref(), &message, self.limit)?,
+            1 => decompress(headers.get(GRPC_ENCODING), &message, self.limit)?,
             _ => return Err(invalid_flag(flag)),
         };
         Ok(Received {

@@ -4,15 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Status};
 
-use super::{
-    OperationsClient,
-    header::{MAX_HEADER_LIST_SIZE, Template},
-};
+use super::{OperationsClient, header::MAX_HEADER_LIST_SIZE};
 use crate::{
     auth::AuthInterceptor,
     deadline,
     propagation::Propagator,
     recorder::Recorder,
+    request::Template,
     retry::{Retry, RetryPolicy},
 };
 

@@ -3,42 +3,46 @@
 //! tonic's generated stub does it too, but any call is a stream to it: what it boxes and buffers for
 //! that is most of the memory that a call takes. See `bench`.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{any::Any, marker::PhantomData, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Version,
-    header::{AUTHORIZATION, CONTENT_TYPE, TE},
+    header::{CONTENT_TYPE, TE},
     uri::PathAndQuery,
 };
-use http_body::Body as _;
 use http_body_util::Full;
 use prost::Message as _;
+use tokio::time::Instant;
 use tonic::{GrpcMethod, Request, Status, body::Body};
 
 use super::{
-    GrpcStack, answer,
-    header::{ACCEPT_ENCODING, REQUEST_PARAMS, Template},
-    message,
+    GrpcStack,
+    message::{self, Received},
     rpc::Rpc,
 };
 use crate::{
     auth::{AuthInterceptor, SentToken},
-    deadline::{self, GRPC_TIMEOUT},
+    deadline::GRPC_TIMEOUT,
+    request::{ACCEPT_ENCODING, Template, UnaryHead},
     retry::Attempt,
-    status::classify,
-    transport::{Progress, Unary},
+    transport::{Progress, ResponseFuture, Transport, Unary},
 };
 
 /// What all attempts of a call have in common.
 pub(crate) struct Call<R> {
-    /// The caller's metadata.
-    headers: HeaderMap,
-    template: Template,
+    /// The head of every attempt's request, without credentials.
+    head: UnaryHead,
     extensions: Extensions,
-    routing: Option<HeaderValue>,
     message: Bytes,
     rpc: PhantomData<fn(R)>,
+}
+
+/// The request of an attempt.
+pub(crate) struct UnaryRequest {
+    pub(crate) head: UnaryHead,
+    message: Bytes,
+    unary: Unary,
 }
 
 /// Headers of the protocol itself, which the caller's metadata cannot set.
@@ -60,29 +64,34 @@ impl<R: Rpc> Call<R> {
         template: Template,
     ) -> Self {
         let (metadata, extensions, message) = request.into_parts();
-        let mut headers = metadata.into_headers();
-        if !headers.is_empty() {
+        let mut metadata = metadata.into_headers();
+        if !metadata.is_empty() {
             for name in &RESERVED {
-                headers.remove(name);
+                metadata.remove(name);
             }
         }
         Self {
-            headers,
-            template,
+            head: UnaryHead {
+                path: R::PATH,
+                template,
+                metadata,
+                routing,
+                credentials: None,
+                timeout: None,
+            },
             extensions,
-            routing,
             message: prefixed(&message),
             rpc: PhantomData,
         }
     }
 
     /// Returns the caller's metadata, without the headers of the protocol itself.
-    pub(crate) fn headers(&self) -> &HeaderMap {
-        &self.headers
+    pub(crate) fn metadata(&self) -> &HeaderMap {
+        &self.head.metadata
     }
 
     /// Returns the request of an attempt, and the token that it carries. Called when the stack is ready,
-    /// because it adds `grpc-timeout` and the credentials.
+    /// because it adds the credentials.
     ///
     /// # Errors
     ///
@@ -93,81 +102,100 @@ impl<R: Rpc> Call<R> {
         auth: Option<&AuthInterceptor>,
         limit: usize,
         progress: Option<&Arc<Progress>>,
-    ) -> Result<(http::Request<Body>, SentToken), Status> {
-        let deadline = attempt.deadline.map(|deadline| deadline.at());
-        let mut headers = self.template.headers(&self.headers, deadline.is_some());
-        if let Some(deadline) = deadline {
-            deadline::set_remaining(&mut headers, deadline, self.template.timeout_cache());
-        }
-        self.set_routing(&mut headers);
-        let sent = match auth {
-            Some(auth) => auth.add_headers(&mut headers)?,
-            None => SentToken::default(),
-        };
-        if auth.is_none() && !self.headers.contains_key(AUTHORIZATION) {
-            headers.remove(AUTHORIZATION);
+    ) -> Result<(UnaryRequest, SentToken), Status> {
+        let mut head = self.head.clone();
+        head.timeout = attempt.deadline.map(|deadline| deadline.timeout());
+        let mut sent = SentToken::default();
+        if let Some(auth) = auth {
+            let (headers, token) = auth.current()?;
+            head.credentials = Some(headers);
+            sent = token;
         }
         if attempt.previous > 0 {
             // See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#exposed-retry-metadata
-            headers.insert("grpc-previous-rpc-attempts", attempt.previous.into());
+            let name = "grpc-previous-rpc-attempts";
+            head.metadata.insert(name, attempt.previous.into());
         }
         let unary = Unary {
             limit,
             credentials_expire: sent.expires,
-            deadline,
+            deadline: attempt.deadline.map(|deadline| deadline.at()),
             is_retry: attempt.previous > 0 || attempt.is_resent,
             progress: progress.cloned(),
         };
-        Ok((self.framed(headers, unary), sent))
+        let message = self.message.clone();
+        let request = UnaryRequest {
+            head,
+            message,
+            unary,
+        };
+        Ok((request, sent))
     }
 
-    /// Sends a request over a stack that is ready, and receives the response.
-    pub(crate) async fn exchange<S: GrpcStack>(
+    /// Decodes the response's message.
+    pub(crate) fn decode(
         &self,
-        mut stack: S,
-        request: http::Request<Body>,
-        limit: usize,
+        answer: Received,
         progress: Option<&Progress>,
     ) -> Result<R::Answer, Status> {
-        if let Some(progress) = progress {
-            progress.given_to_stack();
-        }
-        let response = stack.call(request).await;
-        let response = response.map_err(|error| classify(error.into()))?;
-        if let Some(progress) = progress
-            && !response.body().is_end_stream()
-        {
-            progress.commit();
-        }
-        let answer = answer::message(response, limit).await?;
         if let Some(progress) = progress {
             progress.received(answer.received_bytes);
         }
         R::Answer::decode(answer.bytes).map_err(message::undecodable)
     }
 
-    fn set_routing(&self, headers: &mut HeaderMap) {
-        if !self.headers.contains_key(REQUEST_PARAMS) {
-            match &self.routing {
-                Some(routing) => drop(headers.insert(REQUEST_PARAMS, routing.clone())),
-                None => drop(headers.remove(REQUEST_PARAMS)),
+    /// Sends a request over a stack that is ready. The default transport takes it without a boxed body or extensions.
+    pub(crate) fn send<S: GrpcStack>(
+        &self,
+        stack: &mut S,
+        request: UnaryRequest,
+    ) -> PendingResponse<S::Future> {
+        if let Some(progress) = &request.unary.progress {
+            progress.given_to_stack();
+        }
+        let any: &mut dyn Any = stack;
+        match any.downcast_mut::<Transport>() {
+            Some(transport) => {
+                let UnaryRequest {
+                    head,
+                    message,
+                    unary,
+                } = request;
+                PendingResponse::Transport(transport.call_unary(head, message, unary))
             }
+            None => PendingResponse::Stack(stack.call(self.framed(request))),
         }
     }
 
-    fn framed(&self, headers: HeaderMap, unary: Unary) -> http::Request<Body> {
+    /// Returns the request as the generated stub would create it, for a stack that is not the bare default transport.
+    fn framed(&self, request: UnaryRequest) -> http::Request<Body> {
+        let UnaryRequest {
+            head,
+            message,
+            unary,
+        } = request;
+        let remaining = unary
+            .deadline
+            .map(|at| at.saturating_duration_since(Instant::now()));
         let mut extensions = self.extensions.clone();
         extensions.insert(unary);
-        // As the generated stub does, for layers of the stack.
         extensions.insert(GrpcMethod::new("google.longrunning.Operations", R::METHOD));
-        let mut request = http::Request::new(Body::new(Full::new(self.message.clone())));
+        let mut request = http::Request::new(Body::new(Full::new(message)));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = PathAndQuery::from_static(R::PATH).into();
+        *request.uri_mut() = PathAndQuery::from_static(head.path).into();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = headers;
+        *request.headers_mut() = head.headers(remaining);
         *request.extensions_mut() = extensions;
         request
     }
+}
+
+/// A response that has not arrived yet.
+pub(crate) enum PendingResponse<F> {
+    /// The response future of the default transport.
+    Transport(ResponseFuture),
+    /// The response future of any other stack.
+    Stack(F),
 }
 
 /// A message, not compressed, after its length.

@@ -66,6 +66,15 @@ impl ResponseBody {
         })
     }
 
+    /// Returns the data and the trailers of a body that was received completely.
+    pub(crate) fn into_complete(self) -> (Bytes, Option<HeaderMap>) {
+        debug_assert!(!matches!(self.0, Kind::Streamed(_)), "the body is streamed");
+        match self.0 {
+            Kind::Whole { data, trailers, .. } => (data, trailers),
+            Kind::Empty | Kind::Streamed(_) => (Bytes::new(), None),
+        }
+    }
+
     /// Creates a body that is read from the stream. The receiver gets the stream back.
     pub(crate) fn streamed(
         stream: RecvStream,

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, Uri, Version};
 use tokio::{sync::oneshot, time::Instant};
 use tonic::{Code, Status};
 
@@ -11,10 +11,12 @@ use super::{body::ResponseBody, progress::Progress};
 use crate::{
     deadline::{self, Deadline, Stage, Waited},
     expiry::Expiry,
+    request::UnaryHead,
     status::{Delivery, Origin, caused},
 };
 
-/// An extension of requests whose response is one message: the connection's task reads it whole.
+/// The settings of a request with a unary response, which the connection's task reads completely. For a stack with
+/// layers, it is an extension of the request.
 ///
 /// The response to any other request is streamed, and its reader paces the server.
 #[derive(Clone, Debug)]
@@ -32,9 +34,11 @@ pub(crate) struct Unary {
 }
 
 /// A call whose caller waits for the response: it is queued, or on a stream.
+///
+/// Always boxed, because it moves between queues.
 #[derive(Debug)]
 pub(crate) struct PendingCall {
-    pub(crate) head: Request<()>,
+    pub(crate) head: RequestHead,
     pub(crate) body: Bytes,
     pub(crate) unary: Option<Unary>,
     pub(crate) deadline: Option<Deadline>,
@@ -49,6 +53,15 @@ pub(crate) struct PendingCall {
     pub(crate) reply: oneshot::Sender<Result<Response<ResponseBody>, Status>>,
 }
 
+/// The head of a call, from which a request is created for each stream.
+#[derive(Debug)]
+pub(crate) enum RequestHead {
+    /// A request that [`OperationsClient`](crate::OperationsClient) passes directly to the transport.
+    Unary { head: UnaryHead, uri: Uri },
+    /// A request that arrived through [`Service::call`](tower::Service::call).
+    Any(Request<()>),
+}
+
 impl PendingCall {
     /// Returns the [`Progress`] to report to, if there is one.
     pub(crate) fn progress(&self) -> Option<&Progress> {
@@ -56,12 +69,12 @@ impl PendingCall {
     }
 
     /// Sends the result to the caller, which may have been dropped.
-    pub(crate) fn reply(self, result: Result<Response<ResponseBody>, Status>) {
+    pub(crate) fn reply(self: Box<Self>, result: Result<Response<ResponseBody>, Status>) {
         let _ = self.reply.send(result);
     }
 
     /// Ends a call whose deadline has passed in this stage.
-    pub(crate) fn reply_too_late(self, now: Instant, stage: Stage) {
+    pub(crate) fn reply_too_late(self: Box<Self>, now: Instant, stage: Stage) {
         if let Some(status) = self.too_late(now, stage) {
             self.reply(Err(status));
         }
@@ -85,16 +98,27 @@ impl PendingCall {
             .then(|| Unsent::CredentialsExpired.status(message))
     }
 
-    /// Sets `grpc-timeout` to the remaining time, unless less than 1/64 of it has passed: the client rounds
-    /// the timeout up by as much as 1 %.
-    pub(crate) fn update_timeout(&mut self, now: Instant) {
-        let Some(deadline) = self.deadline else {
-            return;
+    /// Returns the request for a stream. Its `grpc-timeout` is the remaining time, or the unchanged timeout if less
+    /// than 1/64 of it has passed, so that the value repeats and HPACK can index it.
+    pub(crate) fn request(&self, now: Instant) -> Request<()> {
+        let mut request = match &self.head {
+            RequestHead::Unary { head, uri } => {
+                let mut request = Request::new(());
+                *request.method_mut() = Method::POST;
+                *request.uri_mut() = uri.clone();
+                *request.version_mut() = Version::HTTP_2;
+                *request.headers_mut() = head.headers(self.deadline.map(|it| it.timeout()));
+                request
+            }
+            RequestHead::Any(head) => head.clone(),
         };
-        let remaining = deadline.at().saturating_duration_since(now);
-        if deadline.timeout().saturating_sub(remaining) > deadline.timeout() / 64 {
-            deadline::set(self.head.headers_mut(), remaining);
+        if let Some(deadline) = self.deadline {
+            let remaining = deadline.remaining(now);
+            if deadline.timeout().saturating_sub(remaining) > deadline.timeout() / 64 {
+                deadline::set(request.headers_mut(), remaining);
+            }
         }
+        request
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) struct Connection {
     /// When the budget for responses is checked again.
     check_budget_at: Option<Instant>,
     timer: Pin<Box<Sleep>>,
-    batch: Vec<PendingCall>,
+    batch: Vec<Box<PendingCall>>,
 }
 
 /// The result of one round of [`Connection::advance`].
@@ -275,7 +275,7 @@ impl Connection {
                 self.answered = true;
             }
             End::StreamRead => {}
-            End::Failed(failed) => self.call_failed(*failed, now),
+            End::Failed(failed) => self.call_failed(failed, now),
             End::Cancelled { silent, stream } => {
                 if silent {
                     self.suspect(now);
@@ -378,7 +378,7 @@ impl Connection {
         has_taken
     }
 
-    fn start(&mut self, call: PendingCall, pool: &Arc<Pool>, now: Instant) {
+    fn start(&mut self, call: Box<PendingCall>, pool: &Arc<Pool>, now: Instant) {
         if call.reply.is_closed() {
             return;
         }
@@ -398,7 +398,7 @@ impl Connection {
                 self.deadline = earlier(self.deadline, exchange.deadline());
                 self.exchanges.push(exchange);
             }
-            Err(not_started) => match *not_started {
+            Err(not_started) => match not_started {
                 NotStarted::Closed(call) => {
                     self.remove_from_pool();
                     pool.put_back(call);

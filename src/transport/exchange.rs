@@ -36,7 +36,7 @@ pub(crate) struct Exchange {
     deadline: Option<Deadline>,
     started_at: Instant,
     /// `None` once the caller has its result.
-    call: Option<PendingCall>,
+    call: Option<Box<PendingCall>>,
     /// `None` once this has resolved.
     stream: Option<Stream>,
     /// [`IoState::writes`](super::counted_io::IoState::writes) when the request was given to HTTP/2.
@@ -73,7 +73,7 @@ pub(crate) enum End {
     /// The reader of a streamed response has reached its end.
     StreamRead,
     /// The stream has failed before the caller had a response.
-    Failed(Box<FailedCall>),
+    Failed(FailedCall),
     /// The caller was dropped, the deadline has passed, or the response is invalid.
     Cancelled {
         /// Whether the deadline has passed, and nothing was received since the request or the last data
@@ -85,7 +85,7 @@ pub(crate) enum End {
 }
 
 pub(crate) struct FailedCall {
-    pub(crate) call: PendingCall,
+    pub(crate) call: Box<PendingCall>,
     pub(crate) error: h2::Error,
     /// The server has certainly not processed the call.
     pub(crate) unprocessed: bool,
@@ -98,21 +98,20 @@ pub(crate) struct FailedCall {
 /// Why a request could not be given to HTTP/2.
 pub(crate) enum NotStarted {
     /// The connection accepts no more requests.
-    Closed(PendingCall),
+    Closed(Box<PendingCall>),
     /// HTTP/2 cannot express the request.
-    Invalid(PendingCall, h2::Error),
+    Invalid(Box<PendingCall>, h2::Error),
 }
 
 impl Exchange {
     /// Gives a request to HTTP/2.
     pub(crate) fn start(
-        mut call: PendingCall,
+        call: Box<PendingCall>,
         sender: &mut SendRequest<RequestBody>,
         link: &Arc<Link>,
         now: Instant,
-    ) -> Result<Self, Box<NotStarted>> {
-        call.update_timeout(now);
-        let (response, mut request) = match sender.send_request(call.head.clone(), false) {
+    ) -> Result<Self, NotStarted> {
+        let (response, mut request) = match sender.send_request(call.request(now), false) {
             Ok(stream) => stream,
             Err(error) => {
                 let mut cx = Context::from_waker(Waker::noop());
@@ -120,7 +119,7 @@ impl Exchange {
                     Poll::Ready(Err(_)) => NotStarted::Closed(call),
                     _ => NotStarted::Invalid(call, error),
                 };
-                return Err(Box::new(not_started));
+                return Err(not_started);
             }
         };
         let body = RequestBody::new(call.body.clone(), link.clone());
@@ -245,13 +244,13 @@ impl Exchange {
             call.reply(Ok(response.take(None)));
             return End::Answered { unavailable };
         }
-        End::Failed(Box::new(FailedCall {
+        End::Failed(FailedCall {
             unprocessed: no_head && is_unprocessed(&error),
             unwritten: no_head && !error.is_reset() && self.link.io.writes() == self.writes,
             no_head,
             call,
             error,
-        }))
+        })
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {

@@ -117,7 +117,7 @@ pub(crate) struct Taken {
 struct Deferred {
     connection: Option<Arc<ConnectionHandle>>,
     callers: Vec<Waker>,
-    expired: Vec<PendingCall>,
+    expired: Vec<Box<PendingCall>>,
     /// What the expired calls waited for.
     stage: Option<Stage>,
 }
@@ -214,7 +214,11 @@ impl Pool {
     ///
     /// - `RESOURCE_EXHAUSTED`: the queue is full.
     /// - `UNAVAILABLE`: there is no connection, and the next attempt to open one is not due.
-    pub(crate) fn push(&self, call: PendingCall, caller: runtime::Id) -> Result<Pushed, Status> {
+    pub(crate) fn push(
+        &self,
+        call: Box<PendingCall>,
+        caller: runtime::Id,
+    ) -> Result<Pushed, Status> {
         let now = call.queued_at;
         let mut state = self.lock();
         if state.connections.running().next().is_none()
@@ -307,7 +311,7 @@ impl Pool {
         load: Load,
         max: usize,
         now: Instant,
-        calls: &mut Vec<PendingCall>,
+        calls: &mut Vec<Box<PendingCall>>,
     ) -> Taken {
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -354,7 +358,7 @@ impl Pool {
     }
 
     /// Puts back a call that the server certainly did not process.
-    pub(crate) fn put_back(&self, call: PendingCall) {
+    pub(crate) fn put_back(&self, call: Box<PendingCall>) {
         let avoid = call.avoid;
         self.lock().queue.put_back(call);
         self.assign_all(avoid);

@@ -1,6 +1,6 @@
 //! The published state of a token: the current one, and why there is no newer one.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use http::{HeaderName, HeaderValue};
 use tonic::Status;
@@ -26,7 +26,7 @@ pub(crate) struct Published {
 }
 
 pub(crate) struct Current {
-    pub(in crate::auth) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(in crate::auth) headers: Arc<[(HeaderName, HeaderValue)]>,
     pub(in crate::auth) fetched_at: SystemTime,
     pub(in crate::auth) expiry: Option<Expiry>,
     pub(in crate::auth) generation: Generation,

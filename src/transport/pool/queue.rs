@@ -15,9 +15,9 @@ use crate::transport::call::PendingCall;
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// Calls that were taken and put back. They are taken first, and count beyond the bound.
-    returned: VecDeque<PendingCall>,
+    returned: VecDeque<Box<PendingCall>>,
     /// Calls by their numbers. `None` is a call that was removed; the first and the last are calls.
-    waiting: VecDeque<(u64, Option<PendingCall>)>,
+    waiting: VecDeque<(u64, Option<Box<PendingCall>>)>,
     /// The number of calls in `waiting`.
     count: usize,
     /// The number of the next call.
@@ -62,15 +62,16 @@ impl Queue {
 
     /// Returns how long the oldest queued call has waited; zero if no calls are queued.
     pub(crate) fn age(&self, now: Instant) -> Duration {
-        let oldest = self.oldest().into_iter().chain(self.returned.front());
+        let oldest = self.oldest().into_iter();
+        let oldest = oldest.chain(self.returned.front().map(|call| &**call));
         let queued_at = oldest.map(|call| call.queued_at).min();
         queued_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
     /// Adds a call, and returns its number; or returns the call if the queue is full.
-    pub(crate) fn push(&mut self, mut call: PendingCall) -> Result<u64, Box<PendingCall>> {
+    pub(crate) fn push(&mut self, mut call: Box<PendingCall>) -> Result<u64, Box<PendingCall>> {
         if self.is_full() {
-            return Err(Box::new(call));
+            return Err(call);
         }
         let number = self.next;
         self.next += 1;
@@ -81,7 +82,7 @@ impl Queue {
     }
 
     /// Puts back a call that was taken and not sent, or not processed.
-    pub(crate) fn put_back(&mut self, call: PendingCall) {
+    pub(crate) fn put_back(&mut self, call: Box<PendingCall>) {
         self.returned.push_back(call);
     }
 
@@ -94,7 +95,7 @@ impl Queue {
         call.map(|call| call.queued_at)
     }
 
-    pub(crate) fn remove(&mut self, number: u64) -> Option<PendingCall> {
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Box<PendingCall>> {
         let index = self.position(number);
         if let Some(call) = index.and_then(|index| self.waiting[index].1.take()) {
             self.note_removed(1);
@@ -107,7 +108,7 @@ impl Queue {
 
     /// Removes the calls whose deadline has passed, at most every 10 ms. Callers that are polled remove
     /// theirs themselves.
-    pub(crate) fn remove_expired(&mut self, now: Instant) -> Vec<PendingCall> {
+    pub(crate) fn remove_expired(&mut self, now: Instant) -> Vec<Box<PendingCall>> {
         const INTERVAL: Duration = Duration::from_millis(10);
         if self.swept_at.is_some_and(|swept| now < swept + INTERVAL) {
             return Vec::new();
@@ -115,7 +116,7 @@ impl Queue {
         self.swept_at = Some(now);
         let waiting = self.waiting.iter_mut();
         let expired = waiting.filter_map(|(_, call)| call.take_if(|call| call.has_expired(now)));
-        let mut expired: Vec<PendingCall> = expired.collect();
+        let mut expired: Vec<Box<PendingCall>> = expired.collect();
         self.note_removed(expired.len());
         let (returned, kept) = mem::take(&mut self.returned)
             .into_iter()
@@ -126,7 +127,12 @@ impl Queue {
     }
 
     /// Takes the next call for a connection. With `any`, also one that should avoid it.
-    pub(crate) fn pop(&mut self, connection: u64, any: bool, now: Instant) -> Option<PendingCall> {
+    pub(crate) fn pop(
+        &mut self,
+        connection: u64,
+        any: bool,
+        now: Instant,
+    ) -> Option<Box<PendingCall>> {
         let mut returned = self.returned.iter();
         if let Some(index) = returned.position(|call| any || call.avoid != Some(connection)) {
             return self.returned.remove(index);
@@ -146,7 +152,7 @@ impl Queue {
     }
 
     /// Removes all calls.
-    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = PendingCall> + use<> {
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Box<PendingCall>> + use<> {
         self.count = 0;
         self.congested = false;
         let waiting = mem::take(&mut self.waiting).into_iter();
@@ -161,7 +167,7 @@ impl Queue {
     }
 
     fn oldest(&self) -> Option<&PendingCall> {
-        self.waiting.front()?.1.as_ref()
+        self.waiting.front()?.1.as_deref()
     }
 
     /// Restores the invariants after calls were removed from `waiting`.
@@ -205,14 +211,14 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::deadline::Deadline;
+    use crate::{deadline::Deadline, transport::call::RequestHead};
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn call(timeout: Option<Duration>) -> PendingCall {
+    fn call(timeout: Option<Duration>) -> Box<PendingCall> {
         let queued_at = Instant::now();
-        PendingCall {
-            head: Request::new(()),
+        Box::new(PendingCall {
+            head: RequestHead::Any(Request::new(())),
             body: Bytes::new(),
             unary: None,
             deadline: timeout.and_then(|timeout| Deadline::after(timeout, queued_at)),
@@ -221,7 +227,7 @@ mod tests {
             refused: false,
             avoid: None,
             reply: oneshot::channel().0,
-        }
+        })
     }
 
     fn push(queue: &mut Queue, timeout: Option<Duration>) -> u64 {
