@@ -1,10 +1,11 @@
 //! Instructions a call, as callgrind counts them: the same on a busy machine as on an idle one.
 
-use std::{env, process::Command};
+use std::process::Command;
 
 use crate::{
     Result,
     plan::{Length, Plan},
+    programs,
     record::Record,
     variants::NAMES,
 };
@@ -13,9 +14,10 @@ use crate::{
 const FEW: usize = 1_024;
 const MANY: usize = 5_120;
 
-/// Prints the table. Arguments are variants; without any, all that run in this process.
+/// Prints the table. The arguments are variants; by default, all that are written in Rust.
 pub(crate) fn run(arguments: &[String]) -> Result {
-    let all = NAMES.iter().filter(|name| **name != "google-api-core");
+    let is_rust = |name: &&&str| programs::find(name).is_none_or(|program| !program.is_foreign);
+    let all = NAMES.iter().filter(is_rust);
     let names: Vec<String> = match arguments {
         [] => all.map(ToString::to_string).collect(),
         some => some.to_vec(),
@@ -69,11 +71,9 @@ fn allocations(name: &str, plan: &Plan) -> Result<f64> {
         length: Length::Calls(MANY),
         ..plan.clone()
     };
-    let mut client = Command::new(env::current_exe()?);
-    let output = client
-        .args(["client", name])
-        .args(plan.arguments())
-        .output()?;
+    let (program, arguments) = programs::command(name)?;
+    let mut client = Command::new(program);
+    let output = client.args(arguments).args(plan.arguments()).output()?;
     let record = Record::parse(&String::from_utf8_lossy(&output.stdout));
     Ok(record.get("allocations").ok_or("nothing was measured")?)
 }
@@ -91,10 +91,11 @@ fn instructions(name: &str, plan: &Plan) -> Result<f64> {
 
 /// Runs a client under callgrind. The server is a process of its own, and is not counted.
 fn collected(name: &str, plan: &Plan) -> Result<f64> {
+    let (program, arguments) = programs::command(name)?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(env::current_exe()?)
-        .args(["client", name])
+        .arg(program)
+        .args(arguments)
         .args(plan.arguments())
         .output()?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -10,7 +10,7 @@ use tokio::{runtime, sync::Barrier, task::JoinSet};
 #[cfg(feature = "peers")]
 use crate::variants::{Gcloud, GoogleCloud};
 use crate::{
-    Result, allocations, memory,
+    Result, allocations, memory, open_loop,
     plan::{Length, Plan},
     record::Record,
     spawn::{self, Server},
@@ -68,6 +68,9 @@ async fn measure<V: Variant>(
         let before = Sample::take(&mut server)?;
         variant.cancel_all(names, plan.concurrency).await?;
         return Ok(Sample::take(&mut server)?.since(&before));
+    }
+    if plan.offered > 0 {
+        return open_loop::measure(&variant, &plan).await;
     }
     let gates = Arc::new([
         Barrier::new(plan.concurrency + 1),

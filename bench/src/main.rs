@@ -8,11 +8,14 @@ mod client;
 #[cfg(feature = "fleets")]
 mod fleet;
 mod memory;
+mod open_loop;
 #[cfg(feature = "fleets")]
 mod operation_set;
 mod plan;
+mod programs;
 mod record;
 mod rounds;
+mod scale;
 mod server;
 mod spawn;
 mod table;
@@ -35,15 +38,18 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "table" => table::run(&rest),
         "callgrind" => callgrind::run(&rest),
+        "scale" => scale::run(&rest),
         #[cfg(feature = "fleets")]
         "cancel_many" => cancel_many::run(&rest),
         #[cfg(feature = "fleets")]
         "operation_set" => operation_set::run(&rest),
         "costs" => callgrind::costs(&rest),
-        // The parts that the two above start, each in a process of its own.
+        // The processes that the commands above start.
         "server" => server::run(&rest),
         "client" => client::run(&rest),
-        _ => Err(format!("{command}: say `table` or `callgrind`").into()),
+        _ => Err(
+            format!("unknown command {command:?}: expected `table`, `callgrind`, `scale`, `costs`, or with the feature `fleets` `cancel_many` or `operation_set`").into(),
+        ),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,11 @@ pub(crate) struct Plan {
     pub(crate) streams: u32,
     pub(crate) tls: bool,
     pub(crate) length: Length,
+    /// Calls that become due per second, whether or not earlier calls have ended; 0 keeps `concurrency` calls in
+    /// flight instead.
+    pub(crate) offered: usize,
+    /// The timeout of each call, if `offered` is not 0.
+    pub(crate) timeout: Duration,
 }
 
 /// When a measurement is over.
@@ -40,6 +45,8 @@ impl Default for Plan {
             streams: 0,
             tls: false,
             length: Length::Time(Duration::from_secs(1)),
+            offered: 0,
+            timeout: Duration::from_millis(100),
         }
     }
 }
@@ -59,6 +66,12 @@ impl Plan {
             format!("threads={}", self.threads),
             length,
         ]);
+        if self.offered > 0 {
+            arguments.extend([
+                format!("offered={}", self.offered),
+                format!("timeout={}", self.timeout.as_millis()),
+            ]);
+        }
         arguments
     }
 
@@ -85,6 +98,8 @@ impl Plan {
                 "millis" => {
                     plan.length = Length::Time(Duration::from_millis(number(key, value)?));
                 }
+                "offered" => plan.offered = number(key, value)?,
+                "timeout" => plan.timeout = Duration::from_millis(number(key, value)?),
                 "calls" => plan.length = Length::Calls(number(key, value)?),
                 "bulk" => plan.length = Length::Bulk(number(key, value)?),
                 "memory" => plan.length = Length::Memory,
@@ -102,7 +117,10 @@ fn number<T: FromStr>(key: &str, value: &str) -> Result<T> {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in flight", self.concurrency)?;
+        match self.offered {
+            0 => write!(f, "{} in flight", self.concurrency)?,
+            rate => write!(f, "{rate} calls/s offered, {:?} timeout", self.timeout)?,
+        }
         if self.threads > 1 {
             write!(f, ", {} threads", self.threads)?;
         }

@@ -1,14 +1,11 @@
 //! Measurements of all variants under one load, in rounds.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use crate::{
     Result,
     plan::Plan,
+    programs,
     record::{Record, median},
 };
 
@@ -38,7 +35,8 @@ impl<'a> Rounds<'a> {
 
     /// The middle of the ratios of a variant's figure to another's, each taken within a round.
     pub(crate) fn ratio_to(&self, name: &str, other: &str, key: &str) -> Option<f64> {
-        let pairs = self.records(name)?.iter().zip(self.records(other)?);
+        let records = |name| self.records(name)?.as_ref().ok();
+        let pairs = records(name)?.iter().zip(records(other)?);
         let ratios = pairs.filter_map(|(own, other)| Some(own.get(key)? / other.get(key)?));
         let ratio = median(ratios.collect());
         ratio.is_finite().then_some(ratio)
@@ -49,40 +47,24 @@ impl<'a> Rounds<'a> {
         self.ratio_to(name, self.found.first()?.0, key)
     }
 
-    fn records(&self, name: &str) -> Option<&[Record]> {
+    /// Returns the records of a variant, or its error.
+    pub(crate) fn records(&self, name: &str) -> Option<&Result<Vec<Record>>> {
         let (_, found) = self.found.iter().find(|(other, _)| *other == name)?;
-        found.as_deref().ok()
+        Some(found)
     }
 }
 
 /// Starts a process that measures.
 pub(crate) fn measure(name: &str, plan: &Plan) -> Result<Record> {
-    let own = env::current_exe()?;
-    let output = match name {
-        "google-api-core" => {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-            Command::new(python(folder)?)
-                .arg(folder.join("python/client.py"))
-                .arg(own)
-                .args(plan.arguments())
-                .output()?
-        }
-        _ => Command::new(own)
-            .args(["client", name])
-            .args(plan.arguments())
-            .output()?,
-    };
+    let (program, arguments) = programs::command(name)?;
+    let output = Command::new(program)
+        .current_dir(programs::FOLDER)
+        .args(arguments)
+        .args(plan.arguments())
+        .output()?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(text.lines().last().unwrap_or("it failed").into());
     }
     Ok(Record::parse(&String::from_utf8(output.stdout)?))
-}
-
-fn python(folder: &Path) -> Result<PathBuf> {
-    let python = folder.join("target/venv/bin/python");
-    match python.exists() {
-        true => Ok(python),
-        false => Err("there is no Python with google-api-core".into()),
-    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     Result,
     plan::{Length, Plan},
+    programs,
     record::{Record, middle},
     rounds::{Rounds, measure},
     targets,
@@ -103,7 +104,8 @@ fn bulk(names: &[&str], rounds: usize) {
         "\n| {NAMES} operations, 256 at a time | seconds | CPU seconds | allocations a call |"
     );
     println!("|---|--:|--:|--:|");
-    for name in names.iter().filter(|name| **name != "google-api-core") {
+    let has_bulk = |name: &&&str| programs::find(name).is_none_or(|program| program.has_bulk);
+    for name in names.iter().filter(has_bulk) {
         let found = (0..rounds.min(3)).map(|_| measure(name, &plan));
         match found.collect::<Result<Vec<_>>>() {
             Ok(found) => println!(

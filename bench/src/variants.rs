@@ -8,10 +8,10 @@ mod google_cloud;
 mod ours;
 mod raw;
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::{fmt::Write as _, sync::LazyLock, time::Duration};
 
 use http::HeaderValue;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 
 pub(crate) use self::{floor::Floor, ours::Ours, raw::Raw};
@@ -23,6 +23,15 @@ use crate::{Result, spawn::Server};
 pub(crate) trait Variant: Clone + Send + Sync + 'static {
     /// Cancels an operation; whatever is not OK is an error.
     fn cancel(&mut self, name: &'static str) -> impl Future<Output = Result> + Send;
+
+    /// Cancels an operation with a timeout that is set as the client's documentation recommends.
+    fn cancel_within(
+        &mut self,
+        name: &'static str,
+        timeout: Duration,
+    ) -> impl Future<Output = Result> + Send {
+        async move { time::timeout(timeout, self.cancel(name)).await? }
+    }
 
     /// Cancels so many operations, so many at a time.
     fn cancel_all(&self, names: usize, concurrency: usize) -> impl Future<Output = Result> + Send {
@@ -48,13 +57,15 @@ pub(crate) trait Variant: Clone + Send + Sync + 'static {
 }
 
 /// The names of all, the baseline first.
-pub(crate) const NAMES: [&str; 7] = [
+pub(crate) const NAMES: [&str; 9] = [
     "raw tonic stub",
     "longrunning",
+    "longrunning, patched h2",
     "longrunning on a Channel",
     "gcloud-longrunning",
     "google-cloud-longrunning",
     "google-api-core",
+    "grpc-go",
     "h2 alone",
 ];
 

@@ -132,7 +132,10 @@ impl<'a> Connection<'a> {
             match kind {
                 HEADERS => self.open(stream, flags)?,
                 DATA => self.data(stream, flags, &payload, counts),
-                RST_STREAM => self.open = self.open.saturating_sub(1),
+                RST_STREAM => {
+                    self.open = self.open.saturating_sub(1);
+                    self.waiting.retain(|&(_, waiting)| waiting != stream);
+                }
                 SETTINGS if flags & ACK == 0 => self.frame(SETTINGS, ACK, 0, &[]),
                 PING if flags & ACK == 0 => self.frame(PING, ACK, 0, &payload),
                 _ => {}

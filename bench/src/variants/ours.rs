@@ -1,9 +1,14 @@
 //! This crate: its default stack with all its defaults, and over one Channel.
 
+use std::time::Duration;
+
 use longrunning::{
     AuthInterceptor, ClientBuilder, Credentials, GrpcStack, OperationsClient, Transport,
+    proto::CancelOperationRequest,
 };
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic::{
+    IntoRequest as _, Request, service::interceptor::InterceptedService, transport::Channel,
+};
 
 use super::{OPERATIONS, TOKEN, Variant, channel, url};
 use crate::{Result, spawn::Server};
@@ -72,6 +77,13 @@ fn credentials() -> Credentials {
 impl<S: GrpcStack + Sync> Variant for Ours<S> {
     async fn cancel(&mut self, name: &'static str) -> Result {
         self.0.cancel_operation(name).await?;
+        Ok(())
+    }
+
+    async fn cancel_within(&mut self, name: &'static str, timeout: Duration) -> Result {
+        let mut request: Request<CancelOperationRequest> = name.into_request();
+        request.set_timeout(timeout);
+        self.0.cancel_operation(request).await?;
         Ok(())
     }
 

@@ -1,7 +1,10 @@
 //! The baseline: a generated stub over one Channel, and an interceptor for the headers.
 
+use std::time::Duration;
+
 use longrunning::proto::{CancelOperationRequest, operations_client::OperationsClient};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time;
 use tonic::{
     Request, Status,
     metadata::{AsciiMetadataValue, MetadataValue},
@@ -31,15 +34,28 @@ impl Raw {
 
 impl Variant for Raw {
     async fn cancel(&mut self, name: &'static str) -> Result {
-        let mut request = Request::new(CancelOperationRequest { name: name.into() });
-        // An interceptor does not see the message.
-        let routing = format!("name={}", utf8_percent_encode(name, RESERVED)).parse()?;
-        request
-            .metadata_mut()
-            .insert("x-goog-request-params", routing);
-        self.0.cancel_operation(request).await?;
+        self.0.cancel_operation(request(name)?).await?;
         Ok(())
     }
+
+    /// tonic starts the request's timeout when the request leaves the `Channel`'s buffer. The outer timeout includes the
+    /// wait in the buffer.
+    async fn cancel_within(&mut self, name: &'static str, timeout: Duration) -> Result {
+        let mut request = request(name)?;
+        request.set_timeout(timeout);
+        time::timeout(timeout, self.0.cancel_operation(request)).await??;
+        Ok(())
+    }
+}
+
+fn request(name: &str) -> Result<Request<CancelOperationRequest>> {
+    let mut request = Request::new(CancelOperationRequest { name: name.into() });
+    // An interceptor does not see the message.
+    let routing = format!("name={}", utf8_percent_encode(name, RESERVED)).parse()?;
+    request
+        .metadata_mut()
+        .insert("x-goog-request-params", routing);
+    Ok(request)
 }
 
 #[derive(Clone)]
