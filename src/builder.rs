@@ -379,8 +379,8 @@ impl ClientBuilder {
     /// The propagator receives the current [`Context`](opentelemetry::Context). With the feature `tracing` and the
     /// layer of `tracing-opentelemetry`, that is the context of the attempt's span. A transparent retry sends the
     /// headers of the attempt that it repeats. If the metadata of a request already contains one of the headers,
-    /// none is added. The headers are marked as sensitive, so that HPACK does not index them; their `Debug` output
-    /// is therefore redacted.
+    /// none is added. Headers that the client itself sets, such as `authorization`, are not replaced. The headers are
+    /// marked as sensitive, so that HPACK does not index them; their `Debug` output is therefore redacted.
     ///
     /// Requires the feature `opentelemetry`. Defaults to none: servers receive no trace context.
     #[cfg(feature = "opentelemetry")]

@@ -1,4 +1,5 @@
-//! Guides to common tasks, testing, observability, tuning, and migration from other clients. These modules contain only documentation.
+//! Guides to common tasks, testing, observability, tuning, and migration from other clients. These modules contain only
+//! documentation.
 
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
